@@ -1,0 +1,2 @@
+from amtutorial.cli import main
+raise SystemExit(main())
