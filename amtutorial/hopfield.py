@@ -6,15 +6,15 @@
 __all__ = ['Retrieval', 'check_beta', 'hopfield_energy', 'dense_am_energy', 'diffusion_energy', 'hopfield_update', 'fixed_points',
            'retrieve']
 
-# %% ../nbs/03_hopfield.ipynb #a381eb84
+# %% ../nbs/03_hopfield.ipynb #600864be
 import math
 from collections import namedtuple
 import torch
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 from .data import as_patterns, as_points, check_count, check_positive
-from .sde import by_rows, check_time, squared_distances
+from .sde import check_time, squared_distances
 
-# %% ../nbs/03_hopfield.ipynb #09e051ca
+# %% ../nbs/03_hopfield.ipynb #9d781bfc
 def check_beta(
     beta, # inverse temperature: a number, or a tensor or array of them
     name: str = "beta", # its name in error messages
@@ -34,13 +34,39 @@ def _doubles(x, patterns, beta):
     except RuntimeError as e: raise ValueError(f"beta of shape {tuple(beta.shape)} does not fit points of shape {tuple(x.shape)}") from e
     return x.reshape(-1, x.shape[-1]).double(), patterns.to(x.device).double(), beta.reshape(-1, 1)
 
-def _soft_minimum(table, x, patterns, beta):
-    "-β⁻¹ log Σ_n exp(-β table(x)_n) for every row, by blocks; a gradient computes each block's table anew."
-    f = lambda x, beta: -torch.logsumexp(-beta * table(x), -1) / beta[:, 0]
-    again = lambda *block: checkpoint(f, *block, use_reentrant=False) if len(block[0]) < len(x) else f(*block)
-    return by_rows(again, len(patterns), x, beta)
+class _Blocks(torch.autograd.Function):
+    "f(x, patterns, β) by blocks of rows; the backward pass computes each block again. First derivatives only."
+    @staticmethod
+    def forward(ctx, f, rows, shape, *args):
+        ctx.f, ctx.rows, (x, patterns, beta) = f, rows, args
+        ctx.save_for_backward(*args)
+        out = x.new_empty(len(x), *shape) # filled in place: results kept beside freed tables would fragment the memory
+        for i in range(0, len(x), rows): out[i:i + rows] = f(x[i:i + rows], patterns, beta[i:i + rows])
+        return out
 
-# %% ../nbs/03_hopfield.ipynb #16807865
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g):
+        args = ctx.saved_tensors
+        gx, gp, gb = (torch.zeros_like(a) for a in args)
+        for i in range(0, len(g), ctx.rows):
+            s = slice(i, i + ctx.rows)
+            with torch.enable_grad():
+                block = [a.detach().requires_grad_() for a in (args[0][s], args[1], args[2][s])]
+                a, p, b = torch.autograd.grad(ctx.f(*block), block, g[s], materialize_grads=True)
+            gx[s], gb[s], gp = a, b, gp.add_(p)
+        return None, None, None, gx, gp, gb
+
+def _rows(f, shape, x, patterns, beta, limit=2**20):
+    "f(x, patterns, β), whose rows have the given shape, holding about `limit` numbers of the table at once."
+    rows = max(1, limit // len(patterns))
+    return f(x, patterns, beta) if len(x) <= rows else _Blocks.apply(f, rows, shape, x, patterns, beta)
+
+def _soft_minimum(table, x, patterns, beta):
+    "-β⁻¹ log Σ_n exp(-β table(x, patterns)_n) for every row."
+    return _rows(lambda x, p, b: -torch.logsumexp(-b * table(x, p), -1) / b[:, 0], (), x, patterns, beta)
+
+# %% ../nbs/03_hopfield.ipynb #dfbc4997
 def hopfield_energy(
     x, # states, shape (..., d)
     patterns, # memories, shape (K, d)
@@ -49,7 +75,7 @@ def hopfield_energy(
     "Energy of the modern continuous Hopfield network (Ramsauer et al. 2021; equation 3.1), additive constants left out."
     out = as_points(x)
     x, patterns, beta = _doubles(x, patterns, beta)
-    energy = _soft_minimum(lambda x: -x @ patterns.T, x, patterns, beta) + x.square().sum(-1) / 2
+    energy = _soft_minimum(lambda x, p: -x @ p.T, x, patterns, beta) + x.square().sum(-1) / 2
     return energy.to(out.dtype).reshape(out.shape[:-1])
 
 def dense_am_energy(
@@ -60,7 +86,7 @@ def dense_am_energy(
     "Energy of dense associative memory with Gaussian similarity (Pham et al. 2025; equation 3.2)."
     out = as_points(x)
     x, patterns, beta = _doubles(x, patterns, beta)
-    return _soft_minimum(lambda x: squared_distances(x, patterns), x, patterns, beta).to(out.dtype).reshape(out.shape[:-1])
+    return _soft_minimum(squared_distances, x, patterns, beta).to(out.dtype).reshape(out.shape[:-1])
 
 def diffusion_energy(
     x, # states, shape (..., d)
@@ -72,7 +98,7 @@ def diffusion_energy(
     t = torch.as_tensor(check_time(t), dtype=torch.float64)
     return dense_am_energy(x, patterns, 1 / (2 * check_positive(sigma, "sigma")**2 * t))
 
-# %% ../nbs/03_hopfield.ipynb #8f4084d5
+# %% ../nbs/03_hopfield.ipynb #bd4f88d1
 def hopfield_update(
     x, # states, shape (..., d)
     patterns, # memories, shape (K, d)
@@ -81,8 +107,8 @@ def hopfield_update(
     "One update of the modern Hopfield network: softmax attention over the memories (Ramsauer et al. 2021; equation 3.13)."
     out = as_points(x)
     x, patterns, beta = _doubles(x, patterns, beta)
-    f = lambda x, beta: torch.softmax(beta * (x @ patterns.T), -1) @ patterns
-    return by_rows(f, len(patterns), x, beta).to(out.dtype).reshape(out.shape)
+    f = lambda x, p, b: torch.softmax(b * (x @ p.T), -1) @ p
+    return _rows(f, x.shape[1:], x, patterns, beta).to(out.dtype).reshape(out.shape)
 
 # %% ../nbs/03_hopfield.ipynb #181a5f61
 Retrieval = namedtuple("Retrieval", "x converged steps")

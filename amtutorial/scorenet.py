@@ -12,7 +12,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from .data import pick_device
 
-# %% ../nbs/05_scorenet.ipynb #9a2fa934
+# %% ../nbs/05_scorenet.ipynb #5eda0c3a
 class FourierEmbedding(nn.Module):
     "Embed numbers of shape (...) as `embed_dim` random Fourier features (equation 5.1; Song et al. 2021, appendix C)."
     def __init__(self,
@@ -24,7 +24,7 @@ class FourierEmbedding(nn.Module):
         self.register_buffer("freqs", torch.randn(embed_dim // 2) * scale)
 
     def forward(self, x):
-        angle = 2 * math.pi * x[..., None] * self.freqs.to(x.dtype)
+        angle = x[..., None] * (2 * math.pi * self.freqs).to(x.dtype)
         return torch.cat([angle.cos(), angle.sin()], -1)
 
 # %% ../nbs/05_scorenet.ipynb #a1f54f0e

@@ -226,9 +226,10 @@ def readme_cell(cell, root, picture):
 
 def badges(root):
     cfg = settings(root)
+    first = next(p for p in chapters(root) if p.name >= "01")
     flow = lambda name: f"{cfg['git_url']}/actions/workflows/{name}.yml"
     return (f"[![tests]({flow('test')}/badge.svg)]({flow('test')}) [![site]({flow('deploy')}/badge.svg)]({page_url(root)}) "
-            f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab_url(cfg, chapters(root)[0].name)})")
+            f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab_url(cfg, first.name)})")
 
 def readme(root):
     "README.md: the cells of the index with their outputs, links made absolute, badges after the title."
