@@ -104,7 +104,7 @@ def grid_minima(
         if low != high: into[high], barrier[high] = low, height[k] - e[high]
     return np.stack(np.unravel_index(minima, (n, m)), 1), np.array([barrier[k] for k in minima])
 
-# %% ../nbs/04_circle.ipynb #eab43e6c
+# %% ../nbs/04_circle.ipynb #a8059e0f
 Minima = namedtuple("Minima", "x barrier curvature converged")
 Minima.__doc__ = "Minima (M, 2), their barriers in nats (M,), smallest eigenvalues of 1 - Jacobian of the step (M,), and whether each converged (M,)."
 
@@ -128,6 +128,7 @@ def find_minima(
 ) -> Minima: # deepest first
     "Minima of an energy: found with their barriers on a grid, moved to where mean shift stops, tested by the Hessian."
     index, barrier = grid_minima(energy, wrap)
+    if np.shape(points) != (*np.shape(energy), 2): raise ValueError(f"points must have shape {(*np.shape(energy), 2)}, not {np.shape(points)}")
     keep = barrier >= check_positive(min_barrier, "min_barrier")
     points = as_points(points, "points", d=2)
     found = fixed_points(step, points[tuple(torch.from_numpy(index[keep]).T)], tol, max_steps)

@@ -59,7 +59,7 @@ def plot_samples(
     if len(patterns) <= 100: plot_memories(ax, patterns, size=160)
     return ax.scatter(*np.asarray(samples).T, s=4, color=LINES[1], alpha=0.4, zorder=6, label="samples")
 
-# %% ../nbs/00_figures.ipynb #d3c094f8
+# %% ../nbs/00_figures.ipynb #c1123a4c
 def plot_energy(
     ax, # Matplotlib axes
     X, Y, # (n, m) coordinates of the grid
@@ -69,7 +69,7 @@ def plot_energy(
     cmap: str = CMAP, # colour map
 ):
     "Fill `ax` with an energy map. Returns the mappable for a colour bar."
-    levels = np.linspace(vmin, vmax, 65)
+    levels = np.linspace(vmin, vmax, 41)
     return ax.contourf(X, Y, energy, levels=levels, cmap=cmap, extend="max" if vmin == 0 else "both", zorder=0)
 
 def energy_colorbar(

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from .data import as_patterns, as_points, check_count, check_positive
 from .sde import check_time, squared_distances
 
-# %% ../nbs/03_hopfield.ipynb #9d781bfc
+# %% ../nbs/03_hopfield.ipynb #d52b4752
 def check_beta(
     beta, # inverse temperature: a number, or a tensor or array of them
     name: str = "beta", # its name in error messages
@@ -23,7 +23,7 @@ def check_beta(
     try: b = beta if isinstance(beta, torch.Tensor) else torch.as_tensor(beta, dtype=torch.float64)
     except Exception as e: raise TypeError(f"{name} must be a number or a tensor of numbers, not {beta!r}") from e
     if b.is_complex() or b.dtype == torch.bool or b.numel() == 0: raise TypeError(f"{name} must hold real numbers, not {beta!r}")
-    if not ((b > 0) & torch.isfinite(b)).all(): raise ValueError(f"{name} must be finite and above 0, not {b.tolist()}")
+    if not ((b > 0) & torch.isfinite(b)).all(): raise ValueError(f"{name} must be finite and above 0, not {b.min().item():g} to {b.max().item():g}")
     return b.double()
 
 def _doubles(x, patterns, beta):

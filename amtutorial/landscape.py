@@ -54,7 +54,7 @@ def energy_minima(
     rows = [(X.flat[j], Y.flat[j], flat[j], b) for j, b in found if b >= barrier]
     return np.array(sorted(rows, key=lambda row: row[2])).reshape(-1, 4)
 
-# %% ../nbs/09_landscape.ipynb #b4a0b900
+# %% ../nbs/09_landscape.ipynb #02c2a0fd
 class Landscape(NamedTuple):
     "An energy landscape on a grid, learned and exact; energies in nats above the minimum of the respective map."
     t: float # time
@@ -76,7 +76,7 @@ def compute_landscape(
     score_model, # model(x, t) -> score in two dimensions
     sde, # the noise process, a `VESDETerms`
     patterns, # memories, shape (K, 2)
-    t: float = 0.15, # time of the energy, in (0, 1)
+    t: float = 0.15, # time of the energy, in (0, 1]
     centers=None, # points whose energy is wanted as well, shape (M, 2)
     resolution: int = 100, # grid points along each axis
     bound: float = 1.5, # the grid covers [-bound, bound]²
@@ -93,7 +93,7 @@ def compute_landscape(
     exact = to_energy(marginal_logp(grid, t, patterns, sde.sigma))
     return Landscape(t, X, Y, on_grid.view_as(X), exact.view_as(X), score.view(*X.shape, 2), patterns, on_marked, centers, on_centers)
 
-# %% ../nbs/09_landscape.ipynb #cc8842d2
+# %% ../nbs/09_landscape.ipynb #562c4e32
 def plot_landscape(
     ax, # Matplotlib axes
     record: Landscape, # what `compute_landscape` returned
@@ -108,9 +108,9 @@ def plot_landscape(
     plot_field(ax, record.X, record.Y, record.score, stride)
     plot_plane(ax, record.X.max().item(), f"K = {len(record.patterns):,}", circle="white")
     plot_memories(ax, record.patterns, size=80 if few else 6)
-    if samples is not None: ax.scatter(*np.asarray(samples).T, s=3, color=SAMPLE, alpha=0.3, zorder=6, label="samples")
+    if samples is not None: ax.scatter(*np.asarray(samples).T, s=2, color=SAMPLE, alpha=0.3, zorder=6, label="samples")
     if few:
-        ax.scatter(*record.centers.T, marker="X", s=120, color=CENTER, edgecolor="black", linewidth=0.6, zorder=4, label="cluster centres")
+        ax.scatter(*record.centers.T, marker="X", s=90, color=CENTER, edgecolor="black", linewidth=0.6, zorder=4, label="cluster centres")
         for points, energies, color, away in ((record.patterns, record.pattern_energy, MEMORY, 1.22), (record.centers, record.center_energy, CENTER, 0.72)):
             for p, e in zip(_spread(points), energies):
                 ax.annotate(f"{e:.2f}", away * p, color=color, fontsize=6, ha="center", va="center", weight="bold", zorder=7,
@@ -129,7 +129,7 @@ def _spread(points, gap=0.24):
     spread = torch.empty_like(a).index_copy_(0, order, a)
     return torch.stack([spread.cos(), spread.sin()], 1)
 
-# %% ../nbs/09_landscape.ipynb #248e82ee
+# %% ../nbs/09_landscape.ipynb #bce1f0ac
 def plot_combined_landscape(
     fig, ax, # Matplotlib figure and axes
     score_model, # model(x, t) -> score
@@ -138,7 +138,7 @@ def plot_combined_landscape(
     samples, # (n, 2) samples
     labels, # (n,) cluster labels of the samples (unused: the centres show the clusters)
     centers, # (clusters, 2) cluster centres
-    t_eval: float = 0.15, # time of the energy, in (0, 1); the published default of 1e-5 is not a landscape any more
+    t_eval: float = 0.15, # time of the energy, in (0, 1]; the published default of 1e-5 is not a landscape any more
     device=None, # where to compute; None: where the model is
     annotate: bool = True, # draw samples and centres, and write energies
     quiver_stride: int = 8, # draw every so many arrows

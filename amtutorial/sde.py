@@ -37,7 +37,7 @@ class VESDETerms:
         "Inverse temperature β_t = 1/(2σ²t) of the DenseAM and diffusion energies (equation 2.2)."
         return 1 / (2 * self.sigma**2 * self._time(t))
 
-# %% ../nbs/02_sde.ipynb #e2cd3d1f
+# %% ../nbs/02_sde.ipynb #91c38abd
 def squared_distances(
     x, # points, shape (B, d)
     patterns, # memories, shape (K, d)
@@ -53,14 +53,20 @@ def by_rows(
     f, # a function of tensors that share their first axis, acting on each row by itself
     K: int, # how many numbers `f` holds for each row
     *tensors, # the arguments, first axis B
-    limit: int = 2**20, # how many numbers may be held at once
+    limit: int = 2**20, # how many numbers may be held at once (or 64 rows, if that is more)
 ): # `f(*tensors)`
     "Apply `f` to blocks of rows, so that memory stays bounded however many rows there are."
-    rows = max(1, limit // K)
-    if len(tensors[0]) <= rows: return f(*tensors)
-    return torch.cat([f(*block) for block in zip(*(a.split(rows) for a in tensors))])
+    n, rows = len(tensors[0]), max(64, limit // K) # fewer rows would starve the matrix product
+    if n <= rows: return f(*tensors)
+    blocks = zip(*(a.split(rows) for a in tensors))
+    if any(a.requires_grad for a in tensors) or torch._C._are_functorch_transforms_active(): return torch.cat([f(*block) for block in blocks])
+    first = f(*next(blocks))
+    out = first.new_empty(n, *first.shape[1:]) # filled in place: results kept beside freed tables would fragment the memory
+    out[:rows] = first
+    for i, block in enumerate(blocks, 1): out[i * rows:(i + 1) * rows] = f(*block)
+    return out
 
-# %% ../nbs/02_sde.ipynb #b94730e0
+# %% ../nbs/02_sde.ipynb #0a2cef07
 def check_time(
     t, # time or times: a number or a tensor
     name: str = "t", # its name in error messages
@@ -83,6 +89,13 @@ def _mixture(x, t, patterns, sigma):
     except RuntimeError as e: raise ValueError(f"t of shape {tuple(v.shape)} does not fit points of shape {tuple(x.shape)}") from e
     return x.reshape(-1, x.shape[-1]), v.reshape(-1, 1), patterns.to(x)
 
+def _exponents(patterns):
+    "A function of x (B, d) and v (B, 1) that returns the exponents -|x-ξ|²/2v as a table (B, K) plus an offset (B, 1)."
+    if patterns.shape[1] <= 8: return lambda x, v: (squared_distances(x, patterns) / (-2 * v), 0.)
+    center = patterns.mean(0)
+    keys = torch.cat([patterns - center, (patterns - center).square().sum(-1, keepdim=True)], 1).T
+    return lambda x, v: (torch.cat([(x - center) / v, -0.5 / v], 1) @ keys, (x - center).square().sum(-1, keepdim=True) / (-2 * v))
+
 def marginal_logp(
     x, # points, shape (..., d); finite
     t, # time in (0, 1]: a number, or one per point of shape (...)
@@ -92,11 +105,13 @@ def marginal_logp(
     "Exact log-density of noised memories (equation 2.3), in any dimension and in bounded memory."
     shape = as_points(x).shape[:-1]
     x, v, patterns = _mixture(x, t, patterns, sigma)
-    K, d = patterns.shape
-    f = lambda x, v: torch.logsumexp(-squared_distances(x, patterns) / (2 * v), -1)
+    (K, d), exponents = patterns.shape, _exponents(patterns)
+    def f(x, v):
+        table, offset = exponents(x, v)
+        return (torch.logsumexp(table, -1, keepdim=True) + offset)[:, 0]
     return (by_rows(f, K, x, v) - math.log(K) - d / 2 * torch.log(2 * math.pi * v[:, 0])).reshape(shape)
 
-# %% ../nbs/02_sde.ipynb #279049b8
+# %% ../nbs/02_sde.ipynb #238c0cdb
 def posterior_weights(
     x, # points, shape (..., d)
     t, # time in (0, 1]: a number, or one per point
@@ -106,7 +121,7 @@ def posterior_weights(
     "Probability that a state `x` at time `t` came from each memory (the weights of equation 2.4)."
     shape = as_points(x).shape[:-1]
     x, v, patterns = _mixture(x, t, patterns, sigma)
-    return torch.softmax(-squared_distances(x, patterns) / (2 * v), -1).reshape(*shape, -1)
+    return torch.softmax(_exponents(patterns)(x, v)[0], -1).reshape(*shape, -1)
 
 def marginal_score(
     x, # points, shape (..., d); finite
@@ -121,7 +136,8 @@ def marginal_score(
 
 def _score(x, v, patterns):
     "Equation 2.4 for points (B, d), variances σ²t (B, 1) and memories (K, d), unchecked: for use inside loops."
-    f = lambda x, v: (torch.softmax(-squared_distances(x, patterns) / (2 * v), -1) @ patterns - x) / v
+    exponents = _exponents(patterns)
+    f = lambda x, v: (torch.softmax(exponents(x, v)[0], -1) @ patterns - x) / v
     return by_rows(f, len(patterns), x, v)
 
 # %% ../nbs/02_sde.ipynb #07eeffbc

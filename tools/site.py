@@ -1,27 +1,54 @@
 #!/usr/bin/env python3
-"""Build the site in _docs/ from the notebooks' committed outputs: with Quarto if it is installed, otherwise with smalldocs."""
-import shutil, subprocess, sys
+"""Build the site in _docs/ from the notebooks' committed outputs: with Quarto if it is installed, otherwise (or as `site.py smalldocs`) with smalldocs."""
+import os, re, shutil, subprocess, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
 def process():
-    "What nbdev does before it calls Quarto: notebooks with links and signatures, in _proc/."
+    "What nbdev does before it calls Quarto: notebooks with links and signatures, in _proc/. Links out of nbs/ lead to the repository."
     import nbdev.doclinks
+    from nbdev.config import get_config
     from nbdev.quarto import refresh_quarto_yml
     from nbdev.serve import proc_nbs
     refresh_quarto_yml()
     nbdev.doclinks._build_modidx()
-    return proc_nbs(force=True, n_workers=2)
+    folder, cfg = proc_nbs(force=True, n_workers=2), get_config()
+    for path in folder.glob("*.ipynb"):
+        text = path.read_text(encoding="utf-8")
+        path.write_text(text.replace("](../", f"]({cfg.git_url}/blob/{cfg.branch}/"), encoding="utf-8")
+    return folder, cfg.doc_host + cfg.doc_baseurl
 
-def run(command, *args, cwd): return subprocess.run([Path(sys.executable).with_name(command), *args], cwd=cwd).returncode
+def page_names(folder):
+    "The name of every page as smalldocs writes it, and as Quarto does; the front matter that says so is taken out."
+    names = {}
+    for path in folder.glob("*.ipynb"):
+        text = path.read_text(encoding="utf-8")
+        if found := re.search(r'\s*"output-file: (\S+?)\\n",', text):
+            names[path.stem + ".html"] = found[1]
+            path.write_text(text.replace(found[0], "", 1), encoding="utf-8")
+    return names
+
+def finish(built, names, home):
+    "Give the pages Quarto's names, and make links to them relative, so that the site can be read anywhere."
+    pages = "|".join(map(re.escape, names))
+    for path in [*built.glob("*.html"), built/"search.json", built/"sitemap.xml"]:
+        text = re.sub(rf"\b({pages})\b", lambda m: names[m[1]], path.read_text(encoding="utf-8"))
+        if path.suffix == ".html": text = re.sub(rf'href="{re.escape(home)}/(\w+\.html)', r'href="\1', text)
+        path.write_text(text, encoding="utf-8")
+        if path.name in names: path.rename(built/names[path.name])
 
 def main():
-    if shutil.which("quarto"): return run("nbdev_docs", "--n_workers", "2", cwd=ROOT)
-    folder, built = process(), ROOT/"_docs"
-    if code := run("smalldocs", "render", cwd=folder): return code
+    os.chdir(ROOT)
+    quarto = shutil.which("quarto") if sys.argv[1:] != ["smalldocs"] else None
+    folder, home = process()
+    names = {} if quarto else page_names(folder)
+    command = [quarto, "render", "--no-cache"] if quarto else [Path(sys.executable).with_name("smalldocs"), "render", "--quiet"]
+    if code := subprocess.run(command, cwd=folder).returncode: return code
+    built = ROOT/"_docs"
     shutil.rmtree(built, ignore_errors=True)
     shutil.move(folder/built.name, built)
-    print(f"built {built.name}/index.html")
+    if not quarto: finish(built, names, home)
+    print(f"built {built.name}/index.html", flush=True)
 
 if __name__ == "__main__": sys.exit(main())
