@@ -8,14 +8,14 @@ __all__ = ['parser', 'main']
 # %% ../nbs/cli.ipynb #82bbb91d
 import argparse, sys
 
-# %% ../nbs/cli.ipynb #a7a0a082
+# %% ../nbs/cli.ipynb #facc3d0b
 def parser() -> argparse.ArgumentParser: # the options of the command
     "The options of the command `amtutorial`."
     p = argparse.ArgumentParser(prog="amtutorial",
         description="Train diffusion models on a few memories on a circle, sample from them, map their energies, and compare everything with the exact answer.")
     p.add_argument("--sizes", default="2,9,1000", help="numbers of memories, separated by commas, each from 1 to 60000 (default %(default)s)")
     p.add_argument("--sigma", type=float, default=1., help="noise strength, above 0 (default %(default)s)")
-    p.add_argument("--t", type=float, default=0.15, help="time of the energy maps, above 0 and at most 1 (default %(default)s)")
+    p.add_argument("--t", type=float, default=0.15, help="time of the energy maps, above 0 and at most 1, where learned and exact energy are the same by definition (default %(default)s)")
     p.add_argument("--iterations", type=int, help="training steps (default 1000, or 200 with --quick)")
     p.add_argument("--seed", type=int, default=9, help="seed of memories, training and sampling (default %(default)s)")
     p.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['run_one', 'run_experiment', 'draw_experiment', 'format_table']
 
-# %% ../nbs/10_experiment.ipynb #e58dd6de
-import json, math, os, platform, time
+# %% ../nbs/10_experiment.ipynb #6a006da6
+import json, os, platform, time
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from . import __version__
-from .data import check_count, check_positive, circle_patterns, pick_device
+from .data import check_count, check_positive, check_seed, circle_patterns, pick_device
 from .figures import *
 from .landscape import cluster_samples, compute_landscape, energy_minima, plot_comparison, plot_landscape, plot_reliefs
 from .sampling import Euler_Maruyama_sampler, memory_shares
@@ -54,7 +54,7 @@ def run_one(
                    distance=shares["distance"], seconds=seconds)
     return metrics, samples, record
 
-# %% ../nbs/10_experiment.ipynb #50957ad8
+# %% ../nbs/10_experiment.ipynb #aa2c5603
 def _writable(out):
     "The folder `out`, made if need be; raises ValueError when nothing can be written there."
     out = Path(out)
@@ -66,7 +66,7 @@ def _writable(out):
     return out
 
 def run_experiment(
-    sizes=(2, 9, 1000), # numbers of memories, each from 1 to 60,000
+    sizes=(2, 9, 1000), # numbers of memories, each from 1 to 60,000; repeated ones count once
     sigma: float = 1., # noise strength σ, above 0
     t: float = 0.15, # time of the energies, in (0, 1]
     iterations: int | None = None, # training steps; None: 1,000, or 200 when quick
@@ -76,11 +76,11 @@ def run_experiment(
     cache: bool = True, # use and fill the model cache
     quick: bool = False, # a look in seconds: fewer steps, samples and grid points
 ) -> dict: # the contents of metrics.json: configuration, versions, and the metrics of every size
-    "The experiment of Pham et al. (2025) in two dimensions: train, sample, map energies, compare with the exact ones, draw."
-    sizes = [check_count(K, "each of sizes", most=60_000) for K in sizes]
+    "The experiment of Pham et al. (2025) in two dimensions: train, sample, map energies, compare with the exact ones, draw. Raises ValueError or TypeError for impossible requests, before it starts."
+    sizes = list(dict.fromkeys(check_count(K, "each of sizes", most=60_000) for K in ([sizes] if isinstance(sizes, int) else sizes)))
     if not sizes: raise ValueError("sizes must name at least one number of memories")
     iterations = check_count((200 if quick else 1000) if iterations is None else iterations, "iterations")
-    check_positive(sigma, "sigma"), check_time(t)
+    sigma, t, seed = check_positive(sigma, "sigma"), check_positive(check_time(t), "t"), check_seed(seed)
     device, out, start = pick_device(device), _writable(out), time.perf_counter()
     one = partial(run_one, sigma=sigma, t=t, iterations=iterations, seed=seed, device=device, cache=cache, num_samples=500 if quick else 1500, resolution=50 if quick else 100)
     metrics, samples, records = map(list, zip(*map(one, sizes)))
@@ -88,7 +88,7 @@ def run_experiment(
     use_style()
     for name, (figure, description) in draw_experiment(samples, records).items(): save_figure(figure, out / f"{name}.png", description)
     now = time.perf_counter()
-    result = dict(config=dict(sizes=sizes, sigma=float(sigma), t=float(t), iterations=iterations, seed=seed, device=str(device), cache=cache, quick=quick),
+    result = dict(config=dict(sizes=sizes, sigma=sigma, t=t, iterations=iterations, seed=seed, device=str(device), cache=cache, quick=quick),
                   versions=dict(amtutorial=__version__, torch=torch.__version__, python=platform.python_version(), system=platform.system()),
                   metrics={str(K): m for K, m in zip(sizes, metrics)}, seconds=dict(draw=round(now - drawing, 3), total=round(now - start, 3)))
     part = out / f".metrics-{os.getpid()}.part"

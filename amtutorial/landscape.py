@@ -6,55 +6,44 @@
 __all__ = ['cluster_samples', 'energy_minima', 'Landscape', 'compute_landscape', 'plot_landscape', 'plot_combined_landscape',
            'plot_reliefs', 'plot_comparison']
 
-# %% ../nbs/09_landscape.ipynb #03995cc9
+# %% ../nbs/09_landscape.ipynb #65c0f8a6
 from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from sklearn.cluster import AgglomerativeClustering
-from .data import as_patterns, as_points, check_positive, plane_grid
+from .circle import grid_minima
+from .data import as_points, check_positive, plane_grid
 from .figures import *
 from .likelihood import energy_error, ode_likelihood_with_laplacian, to_energy
 from .scorenet import device_of
-from .sde import effective_number, marginal_logp, posterior_weights
+from .sde import check_time, marginal_logp
 
-# %% ../nbs/09_landscape.ipynb #1f4658a4
+# %% ../nbs/09_landscape.ipynb #13c5e2ec
 def cluster_samples(
     samples, # samples, shape (n, d); n up to some 20,000
     distance_threshold: float = 1., # Ward distance above which clusters stay apart, above 0
 ): # labels (n,) as an integer array, and centres (clusters, d) as an array
     "Group samples by Ward's hierarchical clustering; a centre is the mean of its cluster."
     samples = as_points(samples, "samples", batch=True).detach().cpu().numpy()
+    check_positive(distance_threshold, "distance_threshold")
     if len(samples) == 1: return np.zeros(1, dtype=int), samples
-    labels = AgglomerativeClustering(n_clusters=None, distance_threshold=check_positive(distance_threshold, "distance_threshold")).fit(samples).labels_
+    labels = AgglomerativeClustering(n_clusters=None, distance_threshold=distance_threshold).fit(samples).labels_
     return labels, np.stack([samples[labels == i].mean(0) for i in range(labels.max() + 1)])
 
-# %% ../nbs/09_landscape.ipynb #b0a0201a
+# %% ../nbs/09_landscape.ipynb #4278cb10
 def energy_minima(
     X, Y, # (n, m) coordinates of the grid
     energy, # (n, m) energies in nats
     barrier: float = 0.1, # smallest barrier of a minimum, in nats
-): # one row (x, y, energy, barrier) for each minimum, deepest first; the deepest has an infinite barrier
-    "The minima of an energy map that are separated from every deeper one by at least `barrier`, by flooding."
-    X, Y, energy = (np.asarray(a, dtype=float) for a in (X, Y, energy))
-    n, m = energy.shape
-    flat, lake, found = energy.ravel(), {}, []
-    def bottom(i):
-        while lake[i] != i: lake[i] = i = lake[lake[i]]
-        return i
-    for i in np.argsort(flat, kind="stable").tolist():
-        r, c = divmod(i, m)
-        near = [a * m + b for a in range(max(r - 1, 0), min(r + 2, n)) for b in range(max(c - 1, 0), min(c + 2, m))]
-        lakes = sorted({bottom(j) for j in near if j in lake}, key=lambda j: flat[j])
-        lake[i] = lakes[0] if lakes else i
-        for j in lakes[1:]:
-            found.append((j, flat[i] - flat[j]))
-            lake[j] = lakes[0]
-    found.append((int(flat.argmin()), np.inf))
-    rows = [(X.flat[j], Y.flat[j], flat[j], b) for j, b in found if b >= barrier]
-    return np.array(sorted(rows, key=lambda row: row[2])).reshape(-1, 4)
+) -> np.ndarray: # one row (x, y, energy, barrier) for each minimum, deepest first; the deepest has an infinite barrier
+    "The minima of an energy map that are separated from every deeper one by at least `barrier`. Raises ValueError for grids that do not fit."
+    if not np.shape(X) == np.shape(Y) == np.shape(energy): raise ValueError(f"X, Y and energy must have one shape, not {np.shape(X)}, {np.shape(Y)} and {np.shape(energy)}")
+    index, height = grid_minima(energy)
+    index, height = index[height >= barrier], height[height >= barrier]
+    return np.column_stack([np.asarray(a, dtype=float)[tuple(index.T)] for a in (X, Y, energy)] + [height])
 
-# %% ../nbs/09_landscape.ipynb #02c2a0fd
+# %% ../nbs/09_landscape.ipynb #fa13cb12
 class Landscape(NamedTuple):
     "An energy landscape on a grid, learned and exact; energies in nats above the minimum of the respective map."
     t: float # time
@@ -82,8 +71,8 @@ def compute_landscape(
     bound: float = 1.5, # the grid covers [-bound, bound]²
     device=None, # where to compute; None: where the model is
 ) -> Landscape: # all tensors on the CPU
-    "Learned and exact energy of a set of memories in the plane, in one pass of the likelihood."
-    device, patterns = device_of(score_model, device), as_points(patterns, "patterns", d=2, batch=True).cpu().float()
+    "Learned and exact energy of a set of memories in the plane, in one pass of the likelihood. Raises ValueError or TypeError for impossible memories, times or devices."
+    device, _, patterns = device_of(score_model, device), check_time(t), as_points(patterns, "patterns", d=2, batch=True).cpu().float()
     centers = torch.zeros(0, 2) if centers is None or len(centers) == 0 else as_points(centers, "centers", d=2, batch=True).cpu().float()
     X, Y, grid = plane_grid(resolution, bound)
     marked = patterns if len(patterns) <= 100 else patterns[:0]
@@ -93,7 +82,7 @@ def compute_landscape(
     exact = to_energy(marginal_logp(grid, t, patterns, sde.sigma))
     return Landscape(t, X, Y, on_grid.view_as(X), exact.view_as(X), score.view(*X.shape, 2), patterns, on_marked, centers, on_centers)
 
-# %% ../nbs/09_landscape.ipynb #562c4e32
+# %% ../nbs/09_landscape.ipynb #adcd61f8
 def plot_landscape(
     ax, # Matplotlib axes
     record: Landscape, # what `compute_landscape` returned
@@ -122,10 +111,10 @@ def _spread(points, gap=0.24):
     angle = torch.atan2(points[:, 1], points[:, 0])
     order = angle.argsort()
     a = angle[order].clone()
-    for _ in range(100):
-        close = (gap - a.diff()).clamp_min(0)
-        if close.max() < 1e-3 if len(close) else True: break
-        a[1:] += close / 2; a[:-1] -= close / 2
+    for _ in range(200 if 1 < len(a) < 2 * torch.pi / gap else 0):
+        close = (gap - torch.cat([a[1:], a[:1] + 2 * torch.pi]) + a).clamp_min(0) # to the next, around the circle
+        if close.max() < 1e-3: break
+        a += close.roll(1) / 2 - close / 2
     spread = torch.empty_like(a).index_copy_(0, order, a)
     return torch.stack([spread.cos(), spread.sin()], 1)
 
@@ -158,7 +147,7 @@ def plot_reliefs(
     energy_colorbar(fig, surface, axs[0].tolist(), shrink=0.6, pad=0.05)
     return fig
 
-# %% ../nbs/09_landscape.ipynb #18ce61f3
+# %% ../nbs/09_landscape.ipynb #f1209b3a
 def plot_comparison(
     records, # landscapes, one for each row
     vmax: float = 8., # top of the energy scale, in nats
@@ -173,7 +162,7 @@ def plot_comparison(
         row[2].contour(r.X, r.Y, r.exact, levels=[6], colors="black", linewidths=0.8)
         for ax, color in zip(row, ("white", "white", "0.5")): plot_plane(ax, r.X.max().item(), circle=color)
         row[0].set_ylabel(f"K = {len(r.patterns):,}")
-        row[2].set_xlabel(f"rms {r.error:.3f} nats inside the contour", fontsize=7)
+        row[2].set_xlabel(f"rms {r.error:.3f} nats within 6 nats", fontsize=7)
     for ax, title in zip(axs[0], ("exact", "learned", "learned - exact")): ax.set_title(title)
     energy_colorbar(fig, m, axs[:, :2].ravel().tolist(), shrink=0.6)
     energy_colorbar(fig, d, axs[:, 2].tolist(), "difference (nats)", ticks=[-difference, 0, difference], shrink=0.6)

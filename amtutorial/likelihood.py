@@ -5,37 +5,39 @@
 # %% auto #0
 __all__ = ['to_energy', 'score_and_divergence', 'compute_laplacian', 'ode_likelihood_with_laplacian', 'energy_error']
 
-# %% ../nbs/08_likelihood.ipynb #af378257
+# %% ../nbs/08_likelihood.ipynb #32355577
 import math
+from functools import partial
 import torch
 from torch.func import jvp, vmap
 from torchdiffeq import odeint
 from tqdm.auto import tqdm
-from .data import as_patterns, as_points, check_count
+from .data import as_points, check_count, check_positive
 from .scorenet import T_MIN, ScoreNet, device_of, network_divergence
 from .sde import check_time, marginal_logp
 
-# %% ../nbs/08_likelihood.ipynb #b8b88641
+# %% ../nbs/08_likelihood.ipynb #9118b55a
 def to_energy(
     loglikelihood: torch.Tensor, # log p_t(x) in nats, any shape
     normalize: bool = True, # put the lowest of these energies at zero
 ) -> torch.Tensor: # energies in nats, the same shape
     "Energy of points from their log-likelihood (equation 8.1). Normalize a whole map at once: only then can its numbers be compared."
+    if not len(loglikelihood): raise ValueError("loglikelihood must hold at least one value")
     energy = -loglikelihood
     return energy - energy.min() if normalize else energy
 
-# %% ../nbs/08_likelihood.ipynb #6d337734
+# %% ../nbs/08_likelihood.ipynb #ac2d509c
 def score_and_divergence(
     score_fn, # function (x, t) -> score, acting on each point by itself
     x: torch.Tensor, # points, shape (B, d)
     t: torch.Tensor, # time: 0-d, or one per point (B,)
+    probes: torch.Tensor | None = None, # random directions (P, B, d) to estimate the divergence with (equation 8.5); None: exact
 ): # score (B, d) and its divergence (B,)
-    "A score and its exact divergence in forward mode: written out for a `ScoreNet`, one derivative per axis for any other function."
-    if isinstance(score_fn, ScoreNet): return network_divergence(score_fn, x, t)
-    axes = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    along = lambda axis: jvp(lambda y: score_fn(y, t), (x,), (axis.expand_as(x),))
-    score, columns = vmap(along, out_dims=(None, 0))(axes)
-    return score, torch.einsum("ibi->b", columns)
+    "A score and its divergence in forward mode: written out for a `ScoreNet`, one derivative per direction for any other function."
+    if isinstance(score_fn, ScoreNet): return network_divergence(score_fn, x, t, probes)
+    v = torch.eye(x.shape[1]).to(x)[:, None].expand(-1, *x.shape) if probes is None else probes
+    score, Jv = vmap(lambda v: jvp(lambda y: score_fn(y, t), (x,), (v,)), out_dims=(None, 0))(v)
+    return score, (v * Jv).sum((0, 2)) / (1 if probes is None else len(v))
 
 def compute_laplacian(
     score_fn, # function (x, t) -> score, acting on each point by itself
@@ -45,7 +47,7 @@ def compute_laplacian(
     "Divergence of the score, which is the Laplacian of log p (the published name)."
     return score_and_divergence(score_fn, x, t)[1]
 
-# %% ../nbs/08_likelihood.ipynb #cba4b307
+# %% ../nbs/08_likelihood.ipynb #e9495f66
 @torch.no_grad()
 def ode_likelihood_with_laplacian(
     x, # points, shape (B, d)
@@ -55,32 +57,39 @@ def ode_likelihood_with_laplacian(
     eps: float = T_MIN, # the time t of the density, in (0, 1]
     *,
     patterns=None, # memories (K, d): end on the exact p_1; None: on N(0, σ²I), wrong by up to a nat at σ = 1 (chapter 8)
+    probes: int | None = None, # random directions for the divergence (equation 8.5); None: exact up to 32 dimensions, 16 directions beyond
+    seed: int = 0, # seed of those directions
     steps: int | None = None, # Runge-Kutta steps, equal in log t; None: two for each unit of log t, at least 4
 ) -> torch.Tensor: # log p_t(x) in nats, shape (B,)
-    "Log-likelihood under the probability-flow ODE (equation 8.4; Chen et al. 2018, Song et al. 2021)."
-    device = device_of(score_model, device)
-    x, start = as_points(x, batch=True).to(device), math.log(check_time(eps, "eps"))
+    "Log-likelihood under the probability-flow ODE (equation 8.4; Chen et al. 2018, Song et al. 2021). Raises ValueError or TypeError for impossible points, times, memories, counts or devices."
+    device, d = device_of(score_model, device), getattr(score_model, "input_dim", None) if patterns is None else as_points(patterns, "patterns").shape[-1]
+    x, start, generator = as_points(x, d=d, batch=True).to(device), math.log(check_time(eps, "eps")), torch.Generator(device).manual_seed(seed)
+    if probes is None and x.shape[1] > 32: probes = 16
     steps = max(4, math.ceil(-2 * start)) if steps is None else check_count(steps, "steps")
     end_logp = lambda x: marginal_logp(x, 1., torch.zeros_like(x[:1]) if patterns is None else patterns, sde.sigma)
     if start == 0: return end_logp(x)
-    def slope(u, state):
+    def slope(u, state, v):
         t = u.exp().clamp(max=1)
-        score, divergence = score_and_divergence(score_model, state[0], t)
+        score, divergence = score_and_divergence(score_model, state[0], t, v)
         half_v = 0.5 * sde.marginal_prob_std(t)**2 # dt = t du
         return -half_v * score, -half_v * divergence
     def follow(x):
-        path = odeint(slope, (x, x.new_zeros(len(x))), span, method="rk4", options=dict(step_size=-start / steps * (1 + 1e-6)))
+        v = None if probes is None else torch.randint(2, (check_count(probes, "probes"), *x.shape), generator=generator, device=device).to(x) * 2 - 1
+        path = odeint(partial(slope, v=v), (x, x.new_zeros(len(x))), span, method="rk4", options=dict(step_size=-start / steps * (1 + 1e-6)))
         return path[1][-1] + end_logp(path[0][-1])
     span = torch.tensor([start, 0.], device=device, dtype=x.dtype)
     blocks = x.split(1024 if device.type == "cpu" else 2**16) # small enough for the processor's cache
     return torch.cat([follow(block) for block in tqdm(blocks, desc="likelihood", unit="block")])
 
-# %% ../nbs/08_likelihood.ipynb #a7bdc897
+# %% ../nbs/08_likelihood.ipynb #5d3d1566
 def energy_error(
     energy, # energies of points in nats, any shape
     reference, # the exact energies of the same points, in nats
     within: float = 6., # count only points whose exact energy is at most this far above the lowest, in nats
 ) -> float: # root mean square difference in nats
     "Error of an energy map, both maps being shifted to a minimum of zero first."
-    energy, reference = to_energy(-torch.as_tensor(energy)).ravel(), to_energy(-torch.as_tensor(reference)).ravel()
+    energy, reference = torch.as_tensor(energy), torch.as_tensor(reference)
+    if energy.shape != reference.shape or not energy.numel() or not (torch.isfinite(energy) & torch.isfinite(reference)).all():
+        raise ValueError(f"energy and reference must be finite and of one shape, not {tuple(energy.shape)} and {tuple(reference.shape)}")
+    energy, reference, _ = to_energy(-energy).ravel(), to_energy(-reference).ravel(), check_positive(within, "within")
     return (energy - reference)[reference <= within].square().mean().sqrt().item()

@@ -14,7 +14,7 @@ from .data import as_patterns, as_points, check_count, merge_patterns
 from .scorenet import T_MIN, device_of
 from .sde import marginal_sample
 
-# %% ../nbs/07_sampling.ipynb #bce6e0be
+# %% ../nbs/07_sampling.ipynb #6744a74c
 def time_grid(
     num_steps: int, # number of steps
     eps: float = T_MIN, # last time, in (0, 1)
@@ -26,6 +26,11 @@ def time_grid(
     u = torch.linspace(0, 1, num_steps + 1, dtype=torch.float64)
     return ((1 - u + u * eps**0.2)**5).to(device, torch.float32)
 
+def _check_falling(times):
+    "Raises ValueError unless there are at least two times, falling, in (0, 1]."
+    if times.ndim != 1 or len(times) < 2 or not ((times > 0) & (times <= 1)).all() or not (times.diff() < 0).all():
+        raise ValueError("times must be at least two numbers in (0, 1], each below the one before")
+
 def reverse_sde(
     score_model, # model(x, t) -> score
     sde, # the noise process, a `VESDETerms`
@@ -33,7 +38,8 @@ def reverse_sde(
     times, # falling times in (0, 1], as from `time_grid`
     generator: torch.Generator | None = None, # source of randomness; None: the global one
 ):
-    "Walk the reverse SDE in ancestral steps (equation 7.4). Yields the state at every time, then its posterior mean."
+    "Walk the reverse SDE in ancestral steps (equation 7.4). Yields the state at every time, then its posterior mean. Raises ValueError for times that do not fall."
+    _check_falling(times)
     yield x
     for t, s in zip(times[:-1], times[1:]):
         v, w = sde.marginal_prob_std(t)**2, sde.marginal_prob_std(s)**2
@@ -42,14 +48,15 @@ def reverse_sde(
         yield x
     yield x + w * score_model(x, s)
 
-# %% ../nbs/07_sampling.ipynb #0ed2cf64
+# %% ../nbs/07_sampling.ipynb #3070310d
 def probability_flow(
     score_model, # model(x, t) -> score
     sde, # the noise process, a `VESDETerms`
     x, # states at the first of the times, shape (B, d)
     times, # falling times in (0, 1], as from `time_grid`
 ):
-    "Follow the probability-flow ODE by Heun steps in log-time (equation 7.5). Yields the state at every time, then its posterior mean."
+    "Follow the probability-flow ODE by Heun steps in log-time (equation 7.5). Yields the state at every time, then its posterior mean. Raises ValueError for times that do not fall."
+    _check_falling(times)
     slope = lambda x, t: -0.5 * sde.marginal_prob_std(t)**2 * score_model(x, t)
     yield x
     for t, s in zip(times[:-1], times[1:]):
@@ -58,7 +65,7 @@ def probability_flow(
         yield x
     yield x - 2 * slope(x, s)
 
-# %% ../nbs/07_sampling.ipynb #afca085d
+# %% ../nbs/07_sampling.ipynb #62844874
 @torch.no_grad()
 def Euler_Maruyama_sampler(
     score_model, # model(x, t) -> score; a `ScoreNet`, or the exact score
@@ -71,7 +78,7 @@ def Euler_Maruyama_sampler(
     patterns=None, # memories (K, d): start from the exact p_1; None: from N(0, σ²I), at a cost in the shares (chapter 7)
     generator: torch.Generator | None = None, # source of randomness, on that device; None: the global one
 ) -> torch.Tensor: # samples, shape (batch_size, d)
-    "Samples by the reverse SDE (equation 7.4): Euler-Maruyama's walk with steps that shrink with t and the exact noise of each step, denoised at the end."
+    "Samples by the reverse SDE (equation 7.4): Euler-Maruyama's walk with steps that shrink with t and the exact noise of each step, denoised at the end. Raises ValueError or TypeError for impossible counts, times, memories or devices."
     device = device_of(score_model, device)
     if patterns is None:
         d = getattr(score_model, "input_dim", 2)
@@ -82,13 +89,14 @@ def Euler_Maruyama_sampler(
     for x in tqdm(walk, total=num_steps + 2, desc="sampling", unit="step"): pass
     return x
 
-# %% ../nbs/07_sampling.ipynb #ce410d13
+# %% ../nbs/07_sampling.ipynb #93119588
 def memory_shares(
     samples, # samples, shape (n, d)
     patterns, # memories, shape (K, d); practically equal ones are counted as one
 ) -> dict: # shares and expected shares (M,), their total_variation, its floor, p_value, and the mean distance to the nearest memory
     "How samples distribute over the memories: each goes to the nearest. Equation 7.6 gives the floor; the p-value is that of the chi-squared test."
-    samples, patterns = (as_points(a, name, batch=True).detach().cpu() for a, name in ((samples, "samples"), (patterns, "patterns")))
+    patterns = as_patterns(patterns).detach().cpu()
+    samples = as_points(samples, "samples", patterns.shape[1], batch=True).detach().cpu()
     places, p = merge_patterns(patterns)
     n, (distance, _), (_, nearest) = len(samples), cKDTree(patterns.numpy()).query(samples.numpy()), cKDTree(places.numpy()).query(samples.numpy())
     shares = torch.bincount(torch.as_tensor(nearest), minlength=len(places)) / n

@@ -6,44 +6,47 @@
 __all__ = ['VESDETerms', 'squared_distances', 'by_rows', 'check_time', 'marginal_logp', 'posterior_weights', 'marginal_score',
            'effective_number', 'marginal_sample']
 
-# %% ../nbs/02_sde.ipynb #e0ce7756
+# %% ../nbs/02_sde.ipynb #c817c028
 import math
 import torch
-from .data import as_patterns, as_points, check_count, check_positive
+from .data import as_patterns, as_points, check_count, check_positive, pick_device
 
-# %% ../nbs/02_sde.ipynb #430462ef
+# %% ../nbs/02_sde.ipynb #3de5f808
 class VESDETerms:
     "The variance-exploding SDE `dx = sigma dw` (Song et al. 2021, with a constant diffusion coefficient)."
     def __init__(self,
         sigma_max: float, # noise strength σ, above 0; the noise at time t has variance σ²t per coordinate
         device=None, # where numbers given as `t` are put; tensors stay where they are
     ):
-        self.sigma, self.device = check_positive(sigma_max, "sigma_max"), device
+        self.sigma, self.device = check_positive(sigma_max, "sigma_max"), None if device is None else pick_device(device)
 
     def _time(self, t):
-        "`t` as a floating tensor."
-        if not isinstance(t, torch.Tensor): t = torch.as_tensor(t, dtype=torch.float32, device=self.device)
+        "`t` as a floating tensor. A number is checked; a tensor is not, since that would make a GPU wait in every step of a loop."
+        if not isinstance(t, torch.Tensor):
+            t = torch.as_tensor(t, dtype=torch.float32, device=self.device)
+            if not (t >= 0).all(): raise ValueError(f"t must be at least 0, not {t.tolist()}")
         return t if t.is_floating_point() else t.float()
 
     def marginal_prob_std(self, t):
-        "Standard deviation σ√t of the noise added up to time t (equation 2.1)."
+        "Standard deviation σ√t (in t's shape) of the noise added up to time t, a number or tensor in [0, 1] (equation 2.1)."
         return self.sigma * self._time(t).sqrt()
 
     def diffusion_coeff(self, t):
-        "Diffusion coefficient g(t) = σ, in the shape of t."
+        "Diffusion coefficient g(t) = σ, in the shape of t, a number or tensor in [0, 1]."
         return torch.full_like(self._time(t), self.sigma)
 
     def inverse_temperature(self, t):
-        "Inverse temperature β_t = 1/(2σ²t) of the DenseAM and diffusion energies (equation 2.2)."
+        "Inverse temperature β_t = 1/(2σ²t), in t's shape, of the DenseAM and diffusion energies (equation 2.2); t in (0, 1]."
         return 1 / (2 * self.sigma**2 * self._time(t))
 
-# %% ../nbs/02_sde.ipynb #91c38abd
+# %% ../nbs/02_sde.ipynb #f333385f
 def squared_distances(
     x, # points, shape (B, d)
     patterns, # memories, shape (K, d)
 ): # squared Euclidean distances, shape (B, K)
     "Squared distance from every point to every memory: exact differences up to 8 dimensions, a matrix product beyond."
     d = patterns.shape[-1]
+    if x.shape[-1] != d: raise ValueError(f"x must have {d} coordinates on its last axis, not shape {tuple(x.shape)}")
     if d <= 8: return sum((x[:, None, i] - patterns[:, i]).square() for i in range(d))
     center = patterns.mean(0) # fewer digits are lost around the centre
     x, patterns = x - center, patterns - center

@@ -6,7 +6,7 @@
 __all__ = ['stratified_times', 'loss_fn', 'update_ema', 'training_points', 'train_loop', 'score_error', 'cache_dir',
            'trained_model']
 
-# %% ../nbs/06_training.ipynb #41003256
+# %% ../nbs/06_training.ipynb #5b417a2f
 import hashlib, inspect, json, math, os
 from pathlib import Path
 import platformdirs
@@ -16,22 +16,24 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.auto import tqdm
-from .data import as_patterns, check_count, check_positive, pick_device
+from . import scorenet, sde
+from .data import as_patterns, check_count, check_positive, check_seed, pick_device
 from .scorenet import T_MIN, ScoreNet, device_of
 from .sde import VESDETerms, _score, marginal_sample, marginal_score
 
-# %% ../nbs/06_training.ipynb #0e61f463
+# %% ../nbs/06_training.ipynb #50a68d80
 def stratified_times(
     n: int, # number of times
     eps: float = T_MIN, # smallest time
     generator: torch.Generator | None = None, # source of randomness; None: the global one
     device=None, # where the times are wanted
 ) -> torch.Tensor: # times in [eps, 1], shape (n,), rising
-    "Times with log t uniform on [log eps, 0], one in each of n equal slices."
-    u = (torch.arange(n, device=device) + torch.rand(n, generator=generator, device=device)) / n
+    "Times with log t uniform on [log eps, 0], one in each of n equal slices. Raises ValueError for an impossible count or eps."
+    if not 0 < eps < 1: raise ValueError(f"eps, the smallest time, must lie in (0, 1), not {eps}")
+    u = (torch.arange(check_count(n, "n"), device=device) + torch.rand(n, generator=generator, device=device)) / n
     return eps ** (1 - u)
 
-# %% ../nbs/06_training.ipynb #a6a7bc12
+# %% ../nbs/06_training.ipynb #e5ee928b
 def loss_fn(
     model, # score network: model(x, t) -> score
     x: torch.Tensor, # clean points (B, d), or (T, M, d): M draws of noise for each of T times
@@ -41,7 +43,8 @@ def loss_fn(
     patterns: torch.Tensor | None = None, # memories (K, d) that x was drawn from: regress on the exact score; None: on draws of it
     generator: torch.Generator | None = None, # source of randomness, on the device of x; None: the global one
 ) -> torch.Tensor: # the loss, 0-d, per coordinate
-    "Denoising score matching (equation 6.3; Vincent 2011), importance-sampled in log t; one time for each row of x."
+    "Denoising score matching (equation 6.3; Vincent 2011), importance-sampled in log t; one time for each row of x. Raises ValueError for shapes that do not fit; values are not checked, since it runs in loops."
+    if x.ndim < 2 or (patterns is not None and patterns.shape[-1] != x.shape[-1]): raise ValueError(f"x of shape {tuple(x.shape)} must have shape (B, d) or (T, M, d), with the d of the patterns")
     t = stratified_times(len(x), eps, generator, x.device).reshape(-1, *[1] * (x.ndim - 2))
     std, weight = marginal_prob_std(t)[..., None], t[..., None] * math.log(1 / eps) / (1 - eps)
     z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
@@ -62,14 +65,14 @@ def update_ema(
     pairs = [(e, p) for e, p in zip(ema_model.parameters(), model.parameters()) if p.requires_grad]
     get_ema_multi_avg_fn(decay)(*map(list, zip(*pairs)), None)
 
-# %% ../nbs/06_training.ipynb #58713920
+# %% ../nbs/06_training.ipynb #fbe9e913
 def training_points(
     data, # a DataLoader or Dataset of points, or a tensor or array (K, d)
 ) -> torch.Tensor: # the memories, shape (K, d)
-    "All points of a training set, once each."
+    "All points of a training set, once each; a dataset of one-element tuples is unpacked. Raises TypeError or ValueError for anything else."
     data = getattr(data, "dataset", data) if hasattr(data, "batch_size") else data
     if hasattr(data, "__getitem__") and hasattr(data, "__len__") and not hasattr(data, "shape") and not isinstance(data, (list, tuple)):
-        data = torch.stack([torch.as_tensor(data[i]) for i in range(len(data))])
+        data = torch.stack([torch.as_tensor(p[0] if isinstance(p := data[i], (tuple, list)) and len(p) == 1 else p) for i in range(len(data))])
     return as_patterns(data)
 
 def train_loop(
@@ -86,17 +89,18 @@ def train_loop(
     readout: bool = True, # network form (5.3); False: the published (5.2)
     seed: int | None = None, # seed of weights and noise; None: drawn from PyTorch's global generator
 ) -> ScoreNet: # the trained network, in evaluation mode, on `device`
-    "Train a score network on a finite set of memories by denoising score matching (equation 6.3)."
-    check_count(iterations, "iterations"), check_count(log_freq, "log_freq"), check_positive(lr, "lr")
+    "Train a score network on a finite set of memories by denoising score matching (equation 6.3). Raises ValueError or TypeError for impossible memories, counts, rates or devices."
+    for name, n in dict(iterations=iterations, log_freq=log_freq, times=times, draws=draws).items(): check_count(n, name)
+    check_positive(lr, "lr")
     device = pick_device(device)
     patterns = training_points(train_loader).to(device, torch.float32)
-    seed = torch.randint(2**31, ()).item() if seed is None else seed
+    seed = torch.randint(2**31, ()).item() if seed is None else check_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ScoreNet(patterns.shape[1], marginal_prob_std=vesde.marginal_prob_std, readout=readout).to(device)
     generator = torch.Generator(device).manual_seed(seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.9, 0.95), fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=iterations, pct_start=0.1, cycle_momentum=False)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(iterations, 20), pct_start=0.1, cycle_momentum=False)
     bar = tqdm(range(iterations), desc=f"training, K = {len(patterns):,}", unit="step")
     for i in bar:
         x = patterns[torch.randint(len(patterns), (times, draws), generator=generator, device=device)]
@@ -108,7 +112,7 @@ def train_loop(
         if (i + 1) % log_freq == 0: bar.set_postfix(loss=f"{loss.item():.4f}")
     return model.eval()
 
-# %% ../nbs/06_training.ipynb #ad9c6755
+# %% ../nbs/06_training.ipynb #50802982
 @torch.no_grad()
 def score_error(
     model, # score network: model(x, t) -> score
@@ -117,11 +121,11 @@ def score_error(
     n: int = 20_000, # number of random points
     seed: int = 0, # seed of times and points
     t: float | None = None, # measure at this time only; None: times uniform on [1e-5, 1]
-) -> float: # E σ²t |s - ∇log p_t|², 0 for a perfect score, about d for none
+) -> float: # E σ²t |s - ∇log p_t|², 0 for a perfect score; the answer zero has d for one memory, less for many
     "Mean squared error of a score against the exact one, in units of the noise (the first term of equation 6.3)."
     patterns = as_patterns(patterns)
     g = torch.Generator(patterns.device).manual_seed(seed)
-    times = T_MIN + (1 - T_MIN) * torch.rand(n, generator=g, device=patterns.device)
+    times = T_MIN + (1 - T_MIN) * torch.rand(check_count(n, "n"), generator=g, device=patterns.device)
     if t is not None: times = torch.full_like(times, t)
     noise = marginal_sample(n, 1., torch.zeros_like(patterns[:1]), sigma, g)        # σz
     x = patterns[torch.randint(len(patterns), (n,), generator=g, device=patterns.device)] + times.sqrt()[:, None] * noise
@@ -129,7 +133,7 @@ def score_error(
     learned = model(x.to(device), times.to(device)).to(x)
     return (sigma**2 * times * (learned - marginal_score(x, times, patterns, sigma)).square().sum(1)).mean().item()
 
-# %% ../nbs/06_training.ipynb #a56ecc60
+# %% ../nbs/06_training.ipynb #22caab80
 def cache_dir() -> Path: # the folder; it need not exist yet
     "Where trained models are kept: `$AMTUTORIAL_CACHE`, or the user's cache folder."
     return Path(os.environ.get("AMTUTORIAL_CACHE") or platformdirs.user_cache_dir("amtutorial"))
@@ -155,13 +159,13 @@ def trained_model(
     device=None, # where the model is wanted; None: the GPU if there is one
     cache: bool = True, # False: train anew and leave the disk alone
 ) -> ScoreNet: # the trained network, in evaluation mode
-    "A trained score network, from the cache if it is there."
-    device, patterns, vesde = pick_device(device), as_patterns(patterns).cpu().float(), VESDETerms(sigma)
+    "A trained score network, from the cache if it is there. Raises ValueError or TypeError for impossible memories, settings or devices."
+    device, patterns, vesde, seed = pick_device(device), as_patterns(patterns).cpu().float(), VESDETerms(sigma), check_seed(seed)
     train = lambda: train_loop(patterns, vesde, iterations, device=device, seed=seed)
     if not cache: return train()
     config = json.dumps(dict(sigma=vesde.sigma, iterations=iterations, seed=seed, torch=torch.__version__.split("+")[0],
         patterns=hashlib.sha256(patterns.contiguous().numpy().tobytes() + str(tuple(patterns.shape)).encode()).hexdigest(),
-        code=hashlib.sha256("".join(map(inspect.getsource, (ScoreNet, loss_fn, train_loop))).encode()).hexdigest()), sort_keys=True)
+        code=hashlib.sha256("".join(map(inspect.getsource, (sde, scorenet, stratified_times, loss_fn, train_loop))).encode()).hexdigest()), sort_keys=True)
     path = cache_dir() / f"K{len(patterns)}-{hashlib.sha256(config.encode()).hexdigest()[:16]}.safetensors"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,5 +182,7 @@ def trained_model(
         try:
             part.write_bytes(save({name: value.cpu() for name, value in model.state_dict().items()}, {"config": config}))
             os.replace(part, path)
-        except OSError as e: print(f"The trained model could not be kept in {path.parent} ({e.strerror}).")
+        except OSError as e:
+            part.unlink(missing_ok=True)
+            print(f"The trained model could not be kept in {path.parent} ({e.strerror}).")
     return model

@@ -29,6 +29,14 @@ export function bessel(z) {
 // -log p_t in nats at distance R from the centre of a full circle, up to the constant log(2πt).
 export const circleEnergy = (R, t) => (R - 1) ** 2 / (2 * t) - Math.log(bessel(R / t)[0])
 
+// Where the bottom of that valley lies: R = I1/I0(R/t), by bisection; the origin from t = 1/2 on.
+export function ringRadius(t) {
+  if (t >= 0.5) return 0
+  let a = 1e-9, b = 1
+  for (let k = 0; k < 50; k++) { const R = (a + b) / 2; if (bessel(R / t)[1] > R) a = R; else b = R }
+  return a
+}
+
 // The ideal denoiser E[x0 | x_t]: one step of mean shift, and on the circle one Hopfield update. `null` stands for the full circle.
 export function denoise([x, y], t, patterns) {
   if (patterns) return posterior(x, y, t, patterns).mean
@@ -58,11 +66,13 @@ export function landscape(t, patterns, n, bound) {
   return E
 }
 
+const TOP = 20 // nats
+
 // Flood a grid from below: every minimum with its barrier, the climb to reach a deeper one. Points more than `top` nats up are left out.
-export function basins(E, n, top = 40) {
+export function basins(E, n, top = TOP) {
   let low = Infinity
   for (const e of E) if (e < low) low = e
-  const BINS = 1 << 16, bin = k => (E[k] - low) / top * BINS | 0
+  const BINS = 1 << 14, bin = k => (E[k] - low) / top * BINS | 0
   const start = new Uint32Array(BINS + 1), order = new Uint32Array(E.length)
   let count = 0
   for (let k = 0; k < E.length; k++) if (E[k] < low + top) { start[bin(k) + 1]++; count++ }
@@ -174,7 +184,7 @@ function start(root) {
     <div class="am-controls">
       <p class="am-presets" role="group" aria-label="Presets">${Object.keys(presets).map(k => `<button type="button" data-preset="${k}">K = ${k}</button>`).join(' ')}
         <button type="button" data-preset="circle">circle</button></p>
-      <label>noise <output name="t"></output><input type="range" name="t" min="${Math.log(T_MIN)}" max="0" step="0.001"></label>
+      <label>noise <output name="t"></output><input type="range" name="t" min="${Math.log(T_MIN)}" max="0" step="any"></label>
       <fieldset><legend>A click on the plane</legend>${radios('tool', { cue: 'drops a cue', add: 'adds a memory', remove: 'removes a memory' })}</fieldset>
       <fieldset><legend>The cue follows</legend>${radios('motion', { hopfield: 'the Hopfield update, at this t', flow: 'the flow, as t falls', noise: 'the reverse SDE, as t falls' })}</fieldset>
       <p><button type="button" data-do="cue">drop a cue anywhere</button> <button type="button" data-do="clear">remove all</button>
@@ -184,7 +194,7 @@ function start(root) {
   const image = Object.assign(document.createElement('canvas'), { width: N, height: N }), pixels = image.getContext('2d').createImageData(N, N)
   const colours = new Uint32Array(pixels.data.buffer)
   const s = { patterns: [], t: 0.15, shown: 0.15, cue: null, drag: -1, pointer: null, minima: [], phase: '', frame: 0 }
-  let asked = false, E
+  let asked = false, computed, E
 
   function radios(name, options) {
     return Object.entries(options).map(([value, text], i) => `<label><input type="radio" name="am-${name}" value="${value}"${i ? '' : ' checked'}> ${text}</label>`).join('')
@@ -195,6 +205,9 @@ function start(root) {
   const size = () => canvas.clientWidth
 
   function compute() {
+    const key = JSON.stringify([s.patterns, s.shown])
+    if (key === computed) return
+    computed = key
     E = s.patterns && !s.patterns.length ? null : landscape(s.shown, s.patterns, N, BOUND)
     s.minima = E ? minima(E, s.shown, s.patterns, N, BOUND) : []
     s.phase = E ? phase(s.minima, s.patterns) : ''
@@ -270,12 +283,14 @@ function start(root) {
     $('input[name=t]').value = Math.log(s.shown)
     $('input[name=t]').setAttribute('aria-valuetext', $('output').textContent)
     put($('.am-phase'), s.phase ? `<b>${s.phase}</b> ${STORY[s.phase]}` : 'Add a memory: choose it above and click on the plane.')
-    const share = s.patterns ? 0 : bessel(1 / s.shown)[0] ** 2 / bessel(2 / s.shown)[0]
     const wells = s.minima.filter(m => m.kind !== 'ripple'), ripples = s.minima.length - wells.length
-    const list = wells.slice(0, 12).map((m, i) => `<li class="am-${m.kind}">${m.kind}: N<sub>eff</sub> = ${m.n_eff.toFixed(2)}, ${isFinite(m.barrier) ? `barrier ${m.barrier.toFixed(2)} nats` : i ? 'barrier above 40 nats' : 'the deepest'}</li>`)
+    const list = wells.slice(0, 12).map((m, i) => `<li class="am-${m.kind}">${m.kind}: N<sub>eff</sub> = ${m.n_eff.toFixed(2)}, ${isFinite(m.barrier) ? `barrier ${m.barrier.toFixed(2)} nats` : i ? `barrier above ${TOP} nats` : 'the deepest'}</li>`)
     if (wells.length > 12) list.push(`<li>and ${wells.length - 12} more</li>`)
     if (ripples) list.push(`<li class="am-ripple">${ripples} shallower than ${MIN_BARRIER} nats: ripples</li>`)
-    if (!s.patterns) list.push(`<li>No minimum stands out. On the ring, N<sub>eff</sub> is ${(100 * share).toFixed(0)}% of all memories.</li>`)
+    if (!s.patterns) {
+      const R = ringRadius(s.shown), share = bessel(R / s.shown)[0] ** 2 / bessel(2 * R / s.shown)[0]
+      list.push(`<li>${R ? `the valley is a circle of radius ${R.toFixed(3)}` : 'the valley has closed to one minimum, at the origin'}: N<sub>eff</sub> is ${(100 * share).toFixed(0)}% of all memories</li>`)
+    }
     if (s.cue?.done && s.patterns?.length) {
       const n = effectiveNumber(weights(...s.cue.trail.at(-1), s.cue.t, s.patterns))
       list.push(`<li>the cue ended with N<sub>eff</sub> = ${n.toFixed(2)}: ${n < 1.5 ? 'one memory' : 'a mixture'}</li>`)
@@ -372,5 +387,5 @@ function start(root) {
 
 if (typeof document !== 'undefined') {
   const root = document.getElementById('explorer')
-  if (root) window.amExplorer = { energy, weights, effectiveNumber, score, bessel, circleEnergy, denoise, landscape, basins, minima, phase, flow, ...start(root) }
+  if (root) window.amExplorer = { energy, weights, effectiveNumber, score, bessel, circleEnergy, ringRadius, denoise, landscape, basins, minima, phase, flow, ...start(root) }
 }

@@ -8,7 +8,7 @@ import pytest
 import torch
 from playwright.sync_api import sync_playwright
 
-from amtutorial.circle import energy_am, find_minima
+from amtutorial.circle import energy_am, find_minima, score_am
 from amtutorial.data import circle_patterns, plane_grid
 from amtutorial.hopfield import hopfield_update, retrieve
 from amtutorial.sde import effective_number, marginal_logp, marginal_score, posterior_weights
@@ -60,10 +60,9 @@ def browser():
         yield browser
         browser.close()
 
-def from_disk(address, route):
-    "Answer requests for other sites from the files of this machine: a badge is a blank picture, a web font is left out."
+def from_disk(route):
+    "Answer a request for another site from the files of this machine: a badge is a blank picture, a web font is left out."
     url = route.request.url
-    if url.startswith((address, "data:", "blob:")): return route.continue_()
     if "fonts.googleapis.com" in url: return route.fulfill(body="", content_type="text/css")
     if url.endswith("badge.svg"): return route.fulfill(body='<svg xmlns="http://www.w3.org/2000/svg" width="117" height="20"/>', content_type="image/svg+xml")
     for prefix, folder in LOCAL.items():
@@ -73,23 +72,26 @@ def from_disk(address, route):
                 if path.exists(): return route.fulfill(path=path)
     route.abort()
 
+def open_window(browser, address, name, width=1280, **kwargs):
+    "A page of the site in a window of its own; what the console complained about is in `page.faults`."
+    context = browser.new_context(viewport=dict(width=width, height=800), **kwargs)
+    context.route(re.compile("^https:"), from_disk)
+    page = context.new_page()
+    page.faults = []
+    page.on("console", lambda m: page.faults.append(f"{m.type}: {m.text} {m.location.get('url', '')}") if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda e: page.faults.append(str(e)))
+    page.on("requestfailed", lambda r: page.faults.append(f"not loaded: {r.url}"))
+    page.goto(address + name, wait_until="load")
+    return page
+
 @pytest.fixture
 def open_page(browser, address):
-    "A function that opens a page of the site in a window of its own; what the console complained about is in `page.faults`."
-    contexts = []
-    def open_page(name, width=1280, **kwargs):
-        context = browser.new_context(viewport=dict(width=width, height=800), **kwargs)
-        contexts.append(context)
-        context.route("**/*", functools.partial(from_disk, address))
-        page = context.new_page()
-        page.faults = []
-        page.on("console", lambda m: page.faults.append(f"{m.type}: {m.text} {m.location.get('url', '')}") if m.type in ("error", "warning") else None)
-        page.on("pageerror", lambda e: page.faults.append(str(e)))
-        page.on("requestfailed", lambda r: page.faults.append(f"not loaded: {r.url}"))
-        page.goto(address + name, wait_until="load")
-        return page
+    pages = []
+    def open_page(*args, **kwargs):
+        pages.append(open_window(browser, address, *args, **kwargs))
+        return pages[-1]
     yield open_page
-    for context in contexts: context.close()
+    for page in pages: page.context.close()
 
 
 # What needs no browser
@@ -127,6 +129,14 @@ def test_addresses_of_a_page(site):
     assert any(re.match(re.escape(cfg["git_url"]) + r"/blob/\w+/amtutorial/sde\.py#L\d+", o) for o in page.links)
     assert page.meta["og:image"] == tool.page_url(ROOT) + "preview.png" and (site/"preview.png").stat().st_size > 1e4
 
+def test_pictures_have_the_size_of_their_notebook(site):
+    for path, name in zip(tool.notebooks(ROOT), PAGES):
+        sizes = {"".join(o["data"]["image/png"]).replace("\n", "")[:200]: str(o["metadata"]["image/png"]["width"])
+                 for c in tool.load(path)["cells"] for o in c.get("outputs", []) if "image/png" in o.get("data", {})}
+        for tag in re.findall(r"<img [^>]*base64[^>]{0,400}", (site/name).read_text(encoding="utf-8")):
+            data = re.search(r"base64,([\w+/]{200})", tag)[1]
+            if data in sizes: assert f'width="{sizes[data]}"' in tag, name
+
 def code_output(path, cell):
     "The Markdown that a notebook's cell printed, as committed."
     return "".join(next(c for c in tool.load(path)["cells"] if c["id"] == cell)["outputs"][0]["data"]["text/markdown"])
@@ -161,14 +171,15 @@ def test_page(open_page, name):
     none([f"picture {src}: loaded {loaded}, alt {alt!r}" for loaded, alt, src in pictures if not loaded or not alt.strip()])
     text = page.evaluate("""() => { const c = document.querySelector('main').cloneNode(true)
         c.querySelectorAll('pre, code, script, style, annotation').forEach(e => e.remove()); return c.textContent }""")
-    assert not (raw := re.search(r"\\[(\[].{0,40}|\$\$.{0,40}|\\(frac|mathbf|beta|sum)\b.{0,40}", text)), f"not typeset: {raw[0]}"
+    assert not (raw := re.search(r"\]\(\S{0,40}|\\[(\[].{0,40}|\$\$.{0,40}|\\(frac|mathbf|beta|sum)\b.{0,40}", text)), f"not typeset: {raw[0]}"
     assert page.locator(".katex-error").count() == 0
     source = (ROOT/"nbs"/tool.notebooks(ROOT)[PAGES.index(name)].name).read_text(encoding="utf-8")
     if "\\\\tag{" in source: assert page.locator(".katex-display .tag").count() > 0
     page.set_viewport_size(dict(width=390, height=800))
-    over = page.evaluate("""() => document.documentElement.scrollWidth > 390 ? [...document.querySelectorAll('main *')]
-        .filter(e => e.getBoundingClientRect().right > 391).map(e => e.outerHTML.slice(0, 120)) : []""")
-    none(over)
+    none(page.evaluate("""() => { // what sticks out, and neither scrolls in a box of its own nor is hidden from sight
+        const boxed = e => { for (; e.tagName !== 'MAIN'; e = e.parentElement) if (/auto|scroll/.test(getComputedStyle(e.parentElement).overflowX) || e.closest('svg, .katex-mathml')) return true }
+        return [...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > 391 && !boxed(e)).map(e => e.outerHTML.slice(0, 120)) }"""))
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     none(page.faults)
 
 CONTRAST = """() => {
@@ -233,10 +244,21 @@ def test_animation_plays(open_page):
 
 # The explorer
 
+READY = "window.amExplorer && amExplorer.state().frame > 0"
+
+@pytest.fixture(scope="session")
+def explorer_window(browser, address):
+    page = open_window(browser, address, "explorer.html")
+    page.wait_for_function(READY)
+    return page
+
 @pytest.fixture
-def explorer(open_page):
-    page = open_page("explorer.html")
-    page.wait_for_function("window.amExplorer && amExplorer.state().frame > 0")
+def explorer(explorer_window):
+    "The explorer as it first opens: nine memories at t = 0.15."
+    page = explorer_window
+    for choice in "[value=cue]", "[value=hopfield]": page.locator(choice).check()
+    page.locator("[data-preset='9']").click()
+    set_t(page, 0.15)
     yield page
     none(page.faults)
 
@@ -307,7 +329,7 @@ def test_presets_and_slider(explorer, K, t, phase):
     shown = state(explorer)
     patterns = circle_patterns(K).double()
     torch.testing.assert_close(torch.tensor(shown["patterns"], dtype=torch.float64), patterns, rtol=0, atol=1e-8)
-    assert shown["t"] == pytest.approx(t, rel=1e-3) and f"β = 1/(2σ²t) = {1 / (2 * shown['t']):.3g}" in explorer.locator("#explorer output").inner_text()
+    assert shown["t"] == pytest.approx(t, rel=1e-9) and f"β = 1/(2σ²t) = {1 / (2 * shown['t']):.3g}" in explorer.locator("#explorer output").inner_text()
     if (K, t) != (9, 0.02): assert_same_minima(shown, patterns, shown["t"])
     assert shown["phase"] == phase and explorer.locator(".am-phase b").inner_text() == phase
 
@@ -316,6 +338,9 @@ def test_circle_preset(explorer):
     explorer.locator("[data-preset=circle]").click()
     shown = state(explorer)
     assert shown["phase"] == "generalized" and shown["patterns"] is None and shown["minima"] == []
+    for t in 0.002, 0.15, 0.49, 0.6: # the bottom of the valley: no force along the radius
+        R = explorer.evaluate("t => amExplorer.ringRadius(t)", t)
+        assert abs(score_am(torch.tensor([[R, 0.]], dtype=torch.float64), 1 / (2 * t)).max()) < 1e-6 and (R > 0) == (t < 0.5)
 
 def plane(page):
     "A function from points of the plane to pixels of the window."
@@ -385,7 +410,7 @@ def test_keyboard(explorer):
 @in_browser
 def test_touch_on_a_phone(open_page):
     page = open_page("explorer.html", width=390, has_touch=True, is_mobile=True)
-    page.wait_for_function("window.amExplorer && amExplorer.state().frame > 0")
+    page.wait_for_function(READY)
     page.touchscreen.tap(*plane(page)(0.1, 0.2))
     page.wait_for_function("amExplorer.state().cue?.trail.length > 1")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Build the site in _docs/ from the notebooks' committed outputs: with Quarto if it is installed, otherwise (or as `site.py smalldocs`) with smalldocs."""
-import os, re, shutil, subprocess, sys
+import json, os, re, shutil, subprocess, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,22 +19,30 @@ def process():
         path.write_text(text.replace("](../", f"]({cfg.git_url}/blob/{cfg.branch}/"), encoding="utf-8")
     return folder, cfg.doc_host + cfg.doc_baseurl
 
-def page_names(folder):
-    "The name of every page as smalldocs writes it, and as Quarto does; the front matter that says so is taken out."
-    names = {}
+def notes_for_smalldocs(folder):
+    "What the notebooks say and smalldocs does not read: page names (taken out of the front matter), and widths of pictures by their first characters."
+    names, widths = {}, {}
     for path in folder.glob("*.ipynb"):
         text = path.read_text(encoding="utf-8")
+        for output in (o for c in json.loads(text)["cells"] for o in c.get("outputs", []) if "image/png" in o.get("data", {})):
+            if width := output["metadata"].get("image/png", {}).get("width"):
+                widths["".join(output["data"]["image/png"]).replace("\n", "")[:400]] = width
         if found := re.search(r'\s*"output-file: (\S+?)\\n",', text):
             names[path.stem + ".html"] = found[1]
             path.write_text(text.replace(found[0], "", 1), encoding="utf-8")
-    return names
+    return names, widths
 
-def finish(built, names, home):
-    "Give the pages Quarto's names, and make links to them relative, so that the site can be read anywhere."
+def finish(built, names, widths, home):
+    "Quarto's page names and widths of pictures; and relative links between pages, so that the site can be read anywhere."
     pages = "|".join(map(re.escape, names))
+    def sized(match):
+        width = widths.get(match[2])
+        return (f'{match[1]} width="{width}"' if width else match[1]) + f' src="data:image/png;base64,{match[2]}'
     for path in [*built.glob("*.html"), built/"search.json", built/"sitemap.xml"]:
         text = re.sub(rf"\b({pages})\b", lambda m: names[m[1]], path.read_text(encoding="utf-8"))
-        if path.suffix == ".html": text = re.sub(rf'href="{re.escape(home)}/(\w+\.html)', r'href="\1', text)
+        if path.suffix == ".html":
+            text = re.sub(rf'href="{re.escape(home)}/(\w+\.html)', r'href="\1', text)
+            text = re.sub(r'(<img(?: alt="[^"]*")?) src="data:image/png;base64,([\w+/]{400})', sized, text)
         path.write_text(text, encoding="utf-8")
         if path.name in names: path.rename(built/names[path.name])
 
@@ -42,13 +50,13 @@ def main():
     os.chdir(ROOT)
     quarto = shutil.which("quarto") if sys.argv[1:] != ["smalldocs"] else None
     folder, home = process()
-    names = {} if quarto else page_names(folder)
+    notes = None if quarto else notes_for_smalldocs(folder)
     command = [quarto, "render", "--no-cache"] if quarto else [Path(sys.executable).with_name("smalldocs"), "render", "--quiet"]
     if code := subprocess.run(command, cwd=folder).returncode: return code
     built = ROOT/"_docs"
     shutil.rmtree(built, ignore_errors=True)
     shutil.move(folder/built.name, built)
-    if not quarto: finish(built, names, home)
+    if not quarto: finish(built, *notes, home)
     print(f"built {built.name}/index.html", flush=True)
 
 if __name__ == "__main__": sys.exit(main())
