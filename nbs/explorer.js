@@ -133,7 +133,7 @@ export function minima(E, t, patterns, n, bound) {
     found.push({ x, y, barrier, n_eff: effectiveNumber(w), kind: barrier < MIN_BARRIER ? 'ripple' : distinct(w, patterns) < 1.5 ? 'memory' : 'spurious' })
   }
   const wells = found.filter(m => m.kind !== 'ripple')
-  if (wells.length === 1 && wells[0].kind === 'spurious') wells[0].kind = 'valley'
+  if (wells.length === 1 && wells[0].n_eff > 4) wells[0].kind = 'valley'
   return found
 }
 
