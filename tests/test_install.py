@@ -50,7 +50,7 @@ def test_readme_commands_exist():
     used = set(re.findall(r"\bmake ([a-z]+)", README))
     assert used and used <= targets, f"not in the Makefile: {used - targets}"
     for option in re.findall(r"amtutorial .*?(--[a-z-]+)", shell): assert option in call("-m", CFG["lib_path"], "--help"), option
-    for path in re.findall(r"[\w.-]+\.(?:txt|ini|py)\b", shell): assert (ROOT/path).exists(), path
+    for path in re.findall(r"[\w./-]+\.(?:txt|ini|py)\b", shell): assert (ROOT/path).exists(), path
 
 def own_file(url):
     "The file of the checkout behind an address of this project; None for other addresses."
