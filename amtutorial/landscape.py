@@ -31,11 +31,11 @@ def cluster_samples(
     labels = AgglomerativeClustering(n_clusters=None, distance_threshold=distance_threshold).fit(samples).labels_
     return labels, np.stack([samples[labels == i].mean(0) for i in range(labels.max() + 1)])
 
-# %% ../nbs/09_landscape.ipynb #4278cb10
+# %% ../nbs/09_landscape.ipynb #37babedd
 def energy_minima(
     X, Y, # (n, m) coordinates of the grid
     energy, # (n, m) energies in nats
-    barrier: float = 0.1, # smallest barrier of a minimum, in nats
+    barrier: float = 0.3, # smallest barrier of a minimum, in nats
 ) -> np.ndarray: # one row (x, y, energy, barrier) for each minimum, deepest first; the deepest has an infinite barrier
     "The minima of an energy map that are separated from every deeper one by at least `barrier`. Raises ValueError for grids that do not fit."
     if not np.shape(X) == np.shape(Y) == np.shape(energy): raise ValueError(f"X, Y and energy must have one shape, not {np.shape(X)}, {np.shape(Y)} and {np.shape(energy)}")
