@@ -27,18 +27,19 @@ def generate_circle_data(
     angles = np.random.RandomState(seed).uniform(0, 2 * np.pi, num_samples)
     return radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
-# %% ../nbs/01_data.ipynb #00e2ee57
+# %% ../nbs/01_data.ipynb #058e3761
 def check_count(
     n, # the number to check
     name: str, # its name in the error message
     most: int | None = None, # largest value accepted; None: any
+    least: int = 1, # smallest value accepted
 ) -> int: # `n` as an int
-    "Check that `n` is a whole number from 1 to `most`. Raises TypeError or ValueError."
+    "Check that `n` is a whole number from `least` to `most`. Raises TypeError or ValueError."
     if isinstance(n, bool) or not hasattr(n, "__index__"):
         raise TypeError(f"{name} must be a whole number, not {type(n).__name__} {n!r}")
     n = n.__index__()
-    if n < 1 or (most is not None and n > most):
-        raise ValueError(f"{name} must be {'at least 1' if most is None else f'between 1 and {most:,} inclusive'}, not {n:,}")
+    if n < least or (most is not None and n > most):
+        raise ValueError(f"{name} must be {f'at least {least:,}' if most is None else f'between {least:,} and {most:,} inclusive'}, not {n:,}")
     return n
 
 def check_positive(
@@ -55,9 +56,7 @@ def check_seed(
     seed, # the seed to check
 ) -> int: # `seed` as an int
     "Check that `seed` is a whole number that both NumPy and PyTorch accept. Raises TypeError or ValueError."
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"): raise TypeError(f"seed must be a whole number, not {seed!r}")
-    if not 0 <= seed.__index__() < 2**32: raise ValueError(f"seed must lie between 0 and 2**32 - 1, not {seed:,}")
-    return seed.__index__()
+    return check_count(seed, "seed", most=2**32 - 1, least=0)
 
 def refused(
     f, # a function that ought to refuse its input

@@ -6,8 +6,7 @@
 __all__ = ['Retrieval', 'check_beta', 'hopfield_energy', 'dense_am_energy', 'diffusion_energy', 'hopfield_update', 'fixed_points',
            'retrieve']
 
-# %% ../nbs/03_hopfield.ipynb #600864be
-import math
+# %% ../nbs/03_hopfield.ipynb #b3189d69
 from collections import namedtuple
 import torch
 from torch.autograd.function import once_differentiable

@@ -43,7 +43,7 @@ def energy_minima(
     index, height = index[height >= barrier], height[height >= barrier]
     return np.column_stack([np.asarray(a, dtype=float)[tuple(index.T)] for a in (X, Y, energy)] + [height])
 
-# %% ../nbs/09_landscape.ipynb #fa13cb12
+# %% ../nbs/09_landscape.ipynb #22ccc4f5
 class Landscape(NamedTuple):
     "An energy landscape on a grid, learned and exact; energies in nats above the minimum of the respective map."
     t: float # time
@@ -72,7 +72,8 @@ def compute_landscape(
     device=None, # where to compute; None: where the model is
 ) -> Landscape: # all tensors on the CPU
     "Learned and exact energy of a set of memories in the plane, in one pass of the likelihood. Raises ValueError or TypeError for impossible memories, times or devices."
-    device, _, patterns = device_of(score_model, device), check_time(t), as_points(patterns, "patterns", d=2, batch=True).cpu().float()
+    check_time(t)
+    device, patterns = device_of(score_model, device), as_points(patterns, "patterns", d=2, batch=True).cpu().float()
     centers = torch.zeros(0, 2) if centers is None or len(centers) == 0 else as_points(centers, "centers", d=2, batch=True).cpu().float()
     X, Y, grid = plane_grid(resolution, bound)
     marked = patterns if len(patterns) <= 100 else patterns[:0]

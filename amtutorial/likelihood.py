@@ -81,7 +81,7 @@ def ode_likelihood_with_laplacian(
     blocks = x.split(1024 if device.type == "cpu" else 2**16) # small enough for the processor's cache
     return torch.cat([follow(block) for block in tqdm(blocks, desc="likelihood", unit="block")])
 
-# %% ../nbs/08_likelihood.ipynb #5d3d1566
+# %% ../nbs/08_likelihood.ipynb #09e08e0a
 def energy_error(
     energy, # energies of points in nats, any shape
     reference, # the exact energies of the same points, in nats
@@ -91,5 +91,6 @@ def energy_error(
     energy, reference = torch.as_tensor(energy), torch.as_tensor(reference)
     if energy.shape != reference.shape or not energy.numel() or not (torch.isfinite(energy) & torch.isfinite(reference)).all():
         raise ValueError(f"energy and reference must be finite and of one shape, not {tuple(energy.shape)} and {tuple(reference.shape)}")
-    energy, reference, _ = to_energy(-energy).ravel(), to_energy(-reference).ravel(), check_positive(within, "within")
+    check_positive(within, "within")
+    energy, reference = to_energy(-energy).ravel(), to_energy(-reference).ravel()
     return (energy - reference)[reference <= within].square().mean().sqrt().item()

@@ -27,7 +27,7 @@ class FourierEmbedding(nn.Module):
         angle = x[..., None] * (2 * math.pi * self.freqs).to(x.dtype)
         return torch.cat([angle.cos(), angle.sin()], -1)
 
-# %% ../nbs/05_scorenet.ipynb #e317c34c
+# %% ../nbs/05_scorenet.ipynb #3a30b805
 T_MIN = 1e-5 # the smallest time of training and sampling
 
 class ScoreNet(nn.Module):
@@ -43,8 +43,8 @@ class ScoreNet(nn.Module):
     ):
         super().__init__()
         if not callable(marginal_prob_std): raise TypeError("marginal_prob_std must be a function of t, such as VESDETerms(1.).marginal_prob_std")
-        for name, n in dict(input_dim=input_dim, hidden_dim=hidden_dim, embed_dim=embed_dim, num_layers=num_layers - 1).items():
-            check_count(n, name if name != "num_layers" else "num_layers - 1")
+        for name, n in dict(input_dim=input_dim, hidden_dim=hidden_dim, embed_dim=embed_dim).items(): check_count(n, name)
+        check_count(num_layers, "num_layers", least=2)
         self.marginal_prob_std, self.input_dim, self.readout = marginal_prob_std, input_dim, readout
         self.time_embed = nn.Sequential(FourierEmbedding(embed_dim, scale=4 if readout else 16),
             nn.Linear(embed_dim, embed_dim), nn.SiLU(), nn.Linear(embed_dim, embed_dim), nn.SiLU())
