@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['generate_circle_data', 'check_count', 'check_positive', 'check_seed', 'refused', 'cartesian_to_polar',
            'CircleDataset', 'create_subset', 'circle_patterns', 'merge_patterns', 'as_points', 'as_patterns',
-           'pick_device', 'plane_grid']
+           'pick_device', 'one_core_each', 'plane_grid']
 
-# %% ../nbs/01_data.ipynb #b440ebd7
+# %% ../nbs/01_data.ipynb #625e9244
 import math
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 import numpy as np
 import torch
 from scipy.sparse import coo_matrix
@@ -165,6 +167,19 @@ def pick_device(
         here = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         raise ValueError(f"device {str(device)!r} is not available here; available: {', '.join(here)}") from e
     return device
+
+# %% ../nbs/01_data.ipynb #a9df8b03
+@contextmanager
+def one_core_each():
+    "Within, no operation of PyTorch is shared between cores. Gives a `map` whose calls run side by side instead, and sets everything back at the end."
+    n = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(n) as pool: yield pool.map
+    finally: torch.set_num_threads(n)
+
+_spare = torch.empty(31 * 2**18) # 31 MB, never touched
+del _spare
 
 # %% ../nbs/01_data.ipynb #b5805029
 def plane_grid(

@@ -6,9 +6,11 @@
 __all__ = ['VESDETerms', 'squared_distances', 'by_rows', 'check_time', 'marginal_logp', 'posterior_weights', 'marginal_score',
            'effective_number', 'marginal_sample']
 
-# %% ../nbs/02_sde.ipynb #c817c028
+# %% ../nbs/02_sde.ipynb #e9b00142
 import math
+from functools import reduce
 import torch
+import torch.nn.functional as F
 from .data import as_patterns, as_points, check_count, check_positive, pick_device
 
 # %% ../nbs/02_sde.ipynb #3de5f808
@@ -39,7 +41,7 @@ class VESDETerms:
         "Inverse temperature β_t = 1/(2σ²t), in t's shape, of the DenseAM and diffusion energies (equation 2.2); t in (0, 1]."
         return 1 / (2 * self.sigma**2 * self._time(t))
 
-# %% ../nbs/02_sde.ipynb #f333385f
+# %% ../nbs/02_sde.ipynb #7ecdfd94
 def squared_distances(
     x, # points, shape (B, d)
     patterns, # memories, shape (K, d)
@@ -47,7 +49,9 @@ def squared_distances(
     "Squared distance from every point to every memory: exact differences up to 8 dimensions, a matrix product beyond."
     d = patterns.shape[-1]
     if x.shape[-1] != d: raise ValueError(f"x must have {d} coordinates on its last axis, not shape {tuple(x.shape)}")
-    if d <= 8: return sum((x[:, None, i] - patterns[:, i]).square() for i in range(d))
+    if d <= 8:
+        first, *others = (a[:, None] - b for a, b in zip(x.unbind(-1), patterns.T.contiguous()))
+        return reduce(lambda out, gap: torch.addcmul(out, gap, gap), others, first.square())
     center = patterns.mean(0) # fewer digits are lost around the centre
     x, patterns = x - center, patterns - center
     return torch.addmm(patterns.square().sum(-1), x, patterns.T, alpha=-2).add(x.square().sum(-1, keepdim=True)).clamp_min(0)
@@ -56,10 +60,11 @@ def by_rows(
     f, # a function of tensors that share their first axis, acting on each row by itself
     K: int, # how many numbers `f` holds for each row
     *tensors, # the arguments, first axis B
-    limit: int = 2**20, # how many numbers may be held at once (or 64 rows, if that is more)
+    limit: int | None = None, # how many numbers may be held at once; None: 2¹⁷, which fit a processor's cache, or 2²⁶ on a GPU
 ): # `f(*tensors)`
-    "Apply `f` to blocks of rows, so that memory stays bounded however many rows there are."
-    n, rows = len(tensors[0]), max(64, limit // K) # fewer rows would starve the matrix product
+    "Apply `f` to blocks of rows (at least one), so that memory stays bounded however many rows there are."
+    if limit is None: limit = 2**17 if tensors[0].device.type == "cpu" else 2**26
+    n, rows = len(tensors[0]), max(1, limit // K)
     if n <= rows: return f(*tensors)
     blocks = zip(*(a.split(rows) for a in tensors))
     if any(a.requires_grad for a in tensors) or torch._C._are_functorch_transforms_active(): return torch.cat([f(*block) for block in blocks])
@@ -69,7 +74,7 @@ def by_rows(
     for i, block in enumerate(blocks, 1): out[i * rows:(i + 1) * rows] = f(*block)
     return out
 
-# %% ../nbs/02_sde.ipynb #0a2cef07
+# %% ../nbs/02_sde.ipynb #3d692ad2
 def check_time(
     t, # time or times: a number or a tensor
     name: str = "t", # its name in error messages
@@ -93,11 +98,15 @@ def _mixture(x, t, patterns, sigma):
     return x.reshape(-1, x.shape[-1]), v.reshape(-1, 1), patterns.to(x)
 
 def _exponents(patterns):
-    "A function of x (B, d) and v (B, 1) that returns the exponents -|x-ξ|²/2v as a table (B, K) plus an offset (B, 1)."
-    if patterns.shape[1] <= 8: return lambda x, v: (squared_distances(x, patterns) / (-2 * v), 0.)
+    "A function of x (B, d) and v (B, 1) that returns the exponents -|x-ξ|²/2v as a table (B, K) plus an offset (B, 1), and the size of block for it."
+    K, d = patterns.shape
+    if d <= 8:
+        patterns = patterns.T.contiguous().T # coordinate by coordinate in memory
+        return (lambda x, v: (squared_distances(x, patterns) / (-2 * v), 0.)), None
     center = patterns.mean(0)
     keys = torch.cat([patterns - center, (patterns - center).square().sum(-1, keepdim=True)], 1).T
-    return lambda x, v: (torch.cat([(x - center) / v, -0.5 / v], 1) @ keys, (x - center).square().sum(-1, keepdim=True) / (-2 * v))
+    exponents = lambda x, v: (torch.cat([(x - center) / v, -0.5 / v], 1) @ keys, (x - center).square().sum(-1, keepdim=True) / (-2 * v))
+    return exponents, max(2**20, 256 * K) # fewer rows would starve the matrix product
 
 def marginal_logp(
     x, # points, shape (..., d); finite
@@ -108,13 +117,13 @@ def marginal_logp(
     "Exact log-density of noised memories (equation 2.3), in any dimension and in bounded memory."
     shape = as_points(x).shape[:-1]
     x, v, patterns = _mixture(x, t, patterns, sigma)
-    (K, d), exponents = patterns.shape, _exponents(patterns)
+    (K, d), (exponents, limit) = patterns.shape, _exponents(patterns)
     def f(x, v):
         table, offset = exponents(x, v)
         return (torch.logsumexp(table, -1, keepdim=True) + offset)[:, 0]
-    return (by_rows(f, K, x, v) - math.log(K) - d / 2 * torch.log(2 * math.pi * v[:, 0])).reshape(shape)
+    return (by_rows(f, K, x, v, limit=limit) - math.log(K) - d / 2 * torch.log(2 * math.pi * v[:, 0])).reshape(shape)
 
-# %% ../nbs/02_sde.ipynb #238c0cdb
+# %% ../nbs/02_sde.ipynb #1f4f6204
 def posterior_weights(
     x, # points, shape (..., d)
     t, # time in (0, 1]: a number, or one per point
@@ -124,7 +133,7 @@ def posterior_weights(
     "Probability that a state `x` at time `t` came from each memory (the weights of equation 2.4)."
     shape = as_points(x).shape[:-1]
     x, v, patterns = _mixture(x, t, patterns, sigma)
-    return torch.softmax(_exponents(patterns)(x, v)[0], -1).reshape(*shape, -1)
+    return torch.softmax(_exponents(patterns)[0](x, v)[0], -1).reshape(*shape, -1)
 
 def marginal_score(
     x, # points, shape (..., d); finite
@@ -139,9 +148,9 @@ def marginal_score(
 
 def _score(x, v, patterns):
     "Equation 2.4 for points (B, d), variances σ²t (B, 1) and memories (K, d), unchecked: for use inside loops."
-    exponents = _exponents(patterns)
-    f = lambda x, v: (torch.softmax(exponents(x, v)[0], -1) @ patterns - x) / v
-    return by_rows(f, len(patterns), x, v)
+    (exponents, limit), columns = _exponents(patterns), patterns.T.contiguous()
+    f = lambda x, v: (F.linear(torch.softmax(exponents(x, v)[0], -1), columns) - x) / v
+    return by_rows(f, len(patterns), x, v, limit=limit)
 
 # %% ../nbs/02_sde.ipynb #07eeffbc
 def effective_number(
