@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['run_one', 'run_experiment', 'draw_experiment', 'format_table']
 
-# %% ../nbs/10_experiment.ipynb #6a006da6
+# %% ../nbs/10_experiment.ipynb #6a9dd2d4
 import json, os, platform, time
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
@@ -18,9 +18,9 @@ from .figures import *
 from .landscape import cluster_samples, compute_landscape, energy_minima, plot_comparison, plot_landscape, plot_reliefs
 from .sampling import Euler_Maruyama_sampler, memory_shares
 from .sde import VESDETerms, check_time
-from .training import score_error, trained_model
+from .training import score_error, train_together, trained_model
 
-# %% ../nbs/10_experiment.ipynb #34868874
+# %% ../nbs/10_experiment.ipynb #963781c5
 @contextmanager
 def _timed(seconds, stage):
     start = time.perf_counter()
@@ -37,10 +37,11 @@ def run_one(
     cache: bool = True, # use and fill the model cache
     num_samples: int = 1500, # number of samples
     resolution: int = 100, # grid points along each axis of an energy map
+    train=None, # function without arguments that trains the network if it must be trained; None: train it alone
 ): # the metrics (a dict), the samples (n, 2) and the landscape
     "Train on `K` memories, sample, map the energy, and measure all of it against the exact answer."
     device, sde, patterns, seconds = pick_device(device), VESDETerms(sigma), circle_patterns(K, seed), {}
-    with _timed(seconds, "train"): model = trained_model(patterns, sigma, iterations=iterations, seed=seed, device=device, cache=cache)
+    with _timed(seconds, "train"): model = trained_model(patterns, sigma, iterations=iterations, seed=seed, device=device, cache=cache, train=train)
     with _timed(seconds, "sample"):
         g = torch.Generator(device).manual_seed(seed)
         samples = Euler_Maruyama_sampler(model, sde, num_samples, device=device, patterns=patterns, generator=g).cpu()
@@ -54,7 +55,7 @@ def run_one(
                    distance=shares["distance"], seconds=seconds)
     return metrics, samples, record
 
-# %% ../nbs/10_experiment.ipynb #aa2c5603
+# %% ../nbs/10_experiment.ipynb #b8a833dc
 def _writable(out):
     "The folder `out`, made if need be; raises ValueError when nothing can be written there."
     out = Path(out)
@@ -83,7 +84,9 @@ def run_experiment(
     sigma, t, seed = check_positive(sigma, "sigma"), check_positive(check_time(t), "t"), check_seed(seed)
     device, out, start = pick_device(device), _writable(out), time.perf_counter()
     one = partial(run_one, sigma=sigma, t=t, iterations=iterations, seed=seed, device=device, cache=cache, num_samples=500 if quick else 1500, resolution=50 if quick else 100)
-    metrics, samples, records = map(list, zip(*map(one, sizes)))
+    together = lru_cache()(lambda: dict(zip(sizes, train_together([circle_patterns(K, seed) for K in sizes], VESDETerms(sigma), iterations, device=device, seed=seed))))
+    side_by_side = device.type == "cuda" # the first network that is missing trains them all
+    metrics, samples, records = map(list, zip(*(one(K, train=partial(lambda K: together()[K], K) if side_by_side else None) for K in sizes)))
     drawing = time.perf_counter()
     use_style()
     for name, (figure, description) in draw_experiment(samples, records).items(): save_figure(figure, out / f"{name}.png", description)

