@@ -7,10 +7,11 @@ __all__ = ['generate_circle_data', 'check_count', 'check_positive', 'check_seed'
            'CircleDataset', 'create_subset', 'circle_patterns', 'merge_patterns', 'as_points', 'as_patterns',
            'pick_device', 'one_core_each', 'plane_grid']
 
-# %% ../nbs/01_data.ipynb #625e9244
+# %% ../nbs/01_data.ipynb #d1c4b81f
 import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Lock
 import numpy as np
 import torch
 from scipy.sparse import coo_matrix
@@ -168,15 +169,23 @@ def pick_device(
         raise ValueError(f"device {str(device)!r} is not available here; available: {', '.join(here)}") from e
     return device
 
-# %% ../nbs/01_data.ipynb #a9df8b03
+# %% ../nbs/01_data.ipynb #94705675
+_inside = dict(lock=Lock(), users=0, cores=1) # who keeps to one core at present: threads of the user's may overlap
+
 @contextmanager
 def one_core_each():
     "Within, no operation of PyTorch is shared between cores. Gives a `map` whose calls run side by side instead, and sets everything back at the end."
     n = torch.get_num_threads()
-    torch.set_num_threads(1)
+    with _inside["lock"]:
+        if not _inside["users"]: _inside["cores"] = n
+        _inside["users"] += 1
+        torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(n) as pool: yield pool.map
-    finally: torch.set_num_threads(n)
+    finally:
+        with _inside["lock"]:
+            _inside["users"] -= 1
+            torch.set_num_threads(n if _inside["users"] else _inside["cores"]) # the last one out restores what the first one found
 
 _spare = torch.empty(31 * 2**18) # 31 MB, never touched
 del _spare

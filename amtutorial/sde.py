@@ -74,7 +74,7 @@ def by_rows(
     for i, block in enumerate(blocks, 1): out[i * rows:(i + 1) * rows] = f(*block)
     return out
 
-# %% ../nbs/02_sde.ipynb #3d692ad2
+# %% ../nbs/02_sde.ipynb #1a650102
 def check_time(
     t, # time or times: a number or a tensor
     name: str = "t", # its name in error messages
@@ -106,7 +106,7 @@ def _exponents(patterns):
     center = patterns.mean(0)
     keys = torch.cat([patterns - center, (patterns - center).square().sum(-1, keepdim=True)], 1).T
     exponents = lambda x, v: (torch.cat([(x - center) / v, -0.5 / v], 1) @ keys, (x - center).square().sum(-1, keepdim=True) / (-2 * v))
-    return exponents, max(2**20, 256 * K) # fewer rows would starve the matrix product
+    return exponents, max(2**20, 256 * K) if patterns.device.type == "cpu" else None # fewer rows would starve the matrix product
 
 def marginal_logp(
     x, # points, shape (..., d); finite

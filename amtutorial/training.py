@@ -6,8 +6,9 @@
 __all__ = ['stratified_times', 'noisy_batch', 'loss_fn', 'update_ema', 'training_points', 'train_loop', 'train_together',
            'score_error', 'cache_dir', 'trained_model']
 
-# %% ../nbs/06_training.ipynb #01454677
+# %% ../nbs/06_training.ipynb #e8ca9c4f
 import hashlib, inspect, json, math, os
+from contextlib import nullcontext
 from pathlib import Path
 import platformdirs
 import torch
@@ -35,7 +36,7 @@ def stratified_times(
     u = torch.rand(*(check_count(m, "n") for m in shape), generator=generator, device=generator.device if generator else device).to(device)
     return eps ** (1 - (torch.arange(shape[-1], device=device) + u) / shape[-1])
 
-# %% ../nbs/06_training.ipynb #45339986
+# %% ../nbs/06_training.ipynb #ff5ccb91
 def noisy_batch(
     x: torch.Tensor, # clean points (B, d), or (..., T, M, d): M draws of noise for each of T times
     marginal_prob_std, # function t -> σ√t
@@ -46,7 +47,8 @@ def noisy_batch(
 ): # noisy points (the shape of x); their times, (B,) or (..., T, 1); σ√t, the target of σ√t · score, and the weight of its error, as they broadcast against x
     "What a network is shown and should answer (equation 6.4), at stratified times: one for each row of x. Raises ValueError for shapes that do not fit; values are not checked, since it runs in loops."
     if x.ndim < 2 or (patterns is not None and patterns.shape[-1] != x.shape[-1]): raise ValueError(f"x of shape {tuple(x.shape)} must have shape (B, d) or (..., T, M, d), with the d of the patterns")
-    t = stratified_times(x.shape[:1], eps, generator, x.device) if x.ndim == 2 else stratified_times(x.shape[:-2], eps, generator, x.device)[..., None]
+    t = stratified_times(x.shape[:1] if x.ndim == 2 else x.shape[:-2], eps, generator, x.device).to(x.dtype)
+    if x.ndim > 2: t = t[..., None]
     std, weight = marginal_prob_std(t)[..., None], t[..., None] * math.log(1 / eps) / (1 - eps)
     z = torch.randn(x.shape, generator=generator, device=generator.device if generator else x.device, dtype=x.dtype).to(x.device)
     xt = x + std * z
@@ -89,12 +91,12 @@ def training_points(
         data = torch.stack([torch.as_tensor(p[0] if isinstance(p := data[i], (tuple, list)) and len(p) == 1 else p) for i in range(len(data))])
     return as_patterns(data)
 
-# %% ../nbs/06_training.ipynb #9ff06910
+# %% ../nbs/06_training.ipynb #d29ba8fb
 def _prepared(patterns, vesde, iterations, lr, readout, seed):
     "A new network, its learning-rate schedule, a function that makes one step on a batch and returns the loss, and one that takes all steps back."
     device = patterns.device
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed) # `torch.manual_seed` would seed the GPU as well, and nobody set that back
         model = ScoreNet(patterns.shape[1], marginal_prob_std=vesde.marginal_prob_std, readout=readout).to(device)
     weights = nn.Parameter(nn.utils.parameters_to_vector(model.parameters()).detach())
     weights.grad = torch.zeros_like(weights)
@@ -131,7 +133,7 @@ def _captured(steps, batches):
         for _ in range(3): side_by_side()
     here().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph): losses = side_by_side()
+    with torch.cuda.graph(graph, stream=aside): losses = side_by_side()
     def replay(batches):
         for mine, batch in zip(kept, batches):
             for a, b in zip(mine, batch): a.copy_(b)
@@ -142,24 +144,25 @@ def _captured(steps, batches):
 def _train(sets, vesde, iterations, lr, device, log_freq, times, draws, exact_targets, readout, seed):
     "Networks trained side by side on several sets of memories; the arguments are those of `train_loop`."
     for name, n in dict(iterations=iterations, log_freq=log_freq, times=times, draws=draws).items(): check_count(n, name)
-    check_positive(lr, "lr")
-    device = pick_device(device)
+    lr, device = check_positive(lr, "lr"), pick_device(device)
     sets = [training_points(patterns).to(device, torch.float32) for patterns in sets]
+    if not sets: raise ValueError("sets must hold at least one set of memories")
     seed = torch.randint(2**31, ()).item() if seed is None else check_seed(seed)
     models, schedules, steps, restarts = zip(*(_prepared(patterns, vesde, iterations, lr, readout, seed) for patterns in sets))
     generators = [torch.Generator().manual_seed(seed) for _ in sets] # on the processor: every device sees the same batches
-    def drawn(patterns, g, n):
-        x = patterns[torch.randint(len(patterns), (n, times, draws), generator=g).to(device)]
-        return zip(*noisy_batch(x, vesde.marginal_prob_std, patterns=patterns if exact_targets else None, generator=g))
-    ahead = max(1, min(50, 2**20 // (times * draws * max(patterns.shape[1] for patterns in sets))))
+    def batches_of(patterns, g):
+        ahead = max(1, min(50, 2**20 // (times * draws * patterns.shape[1]))) # steps, at most a million numbers
+        for i in range(0, iterations, ahead):
+            x = patterns[torch.randint(len(patterns), (min(ahead, iterations - i), times, draws), generator=g).to(device)]
+            yield from zip(*noisy_batch(x, vesde.marginal_prob_std, patterns=patterns if exact_targets else None, generator=g))
     advance = lambda batches: [step(*batch) for step, batch in zip(steps, batches)]
     bar = tqdm(range(iterations), desc="training, K = " + ", ".join(f"{len(patterns):,}" for patterns in sets), unit="step")
-    with one_core_each(), torch.inference_mode():
-        for i in bar:
-            if i % ahead == 0: queues = [drawn(patterns, g, min(ahead, iterations - i)) for patterns, g in zip(sets, generators)]
-            batches = [next(queue) for queue in queues]
-            if i == 0 and device.type == "cuda":
-                advance = _captured(steps, batches)
+    gpu = device.type == "cuda"
+    with one_core_each(), torch.inference_mode(), torch.cuda.device(device) if gpu else nullcontext():
+        for i, batches in zip(bar, zip(*(batches_of(patterns, g) for patterns, g in zip(sets, generators)))):
+            if i == 0 and gpu:
+                try: advance = _captured(steps, batches)
+                except RuntimeError as e: print(f"The training step could not be recorded as a CUDA graph, and runs as it is ({e}).")
                 for restart in restarts: restart()
             losses = advance(batches)
             for schedule in schedules: schedule.step()
@@ -216,7 +219,7 @@ def score_error(
     learned = model(x.to(device), times.to(device)).to(x)
     return (sigma**2 * times * (learned - marginal_score(x, times, patterns, sigma)).square().sum(1)).mean().item()
 
-# %% ../nbs/06_training.ipynb #636f5803
+# %% ../nbs/06_training.ipynb #1a260197
 def cache_dir() -> Path: # the folder; it need not exist yet
     "Where trained models are kept: `$AMTUTORIAL_CACHE`, or the user's cache folder."
     return Path(os.environ.get("AMTUTORIAL_CACHE") or platformdirs.user_cache_dir("amtutorial"))
@@ -249,7 +252,7 @@ def trained_model(
     if not cache: return train()
     config = json.dumps(dict(sigma=vesde.sigma, iterations=iterations, seed=seed, torch=torch.__version__.split("+")[0],
         patterns=hashlib.sha256(patterns.contiguous().numpy().tobytes() + str(tuple(patterns.shape)).encode()).hexdigest(),
-        code=hashlib.sha256("".join(map(inspect.getsource, (sde, scorenet, stratified_times, noisy_batch, _prepared, _train, train_loop))).encode()).hexdigest()), sort_keys=True)
+        code=hashlib.sha256("".join(map(inspect.getsource, (sde, scorenet, stratified_times, noisy_batch, _prepared, _captured, _train, train_loop))).encode()).hexdigest()), sort_keys=True)
     path = cache_dir() / f"K{len(patterns)}-{hashlib.sha256(config.encode()).hexdigest()[:16]}.safetensors"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
