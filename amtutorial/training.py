@@ -6,13 +6,12 @@
 __all__ = ['stratified_times', 'noisy_batch', 'loss_fn', 'update_ema', 'training_points', 'train_loop', 'train_together',
            'score_error', 'cache_dir', 'trained_model']
 
-# %% ../nbs/06_training.ipynb #e8ca9c4f
+# %% ../nbs/06_training.ipynb #48d48a76
 import hashlib, inspect, json, math, os
 from contextlib import nullcontext
 from pathlib import Path
 import platformdirs
 import torch
-import torch.nn as nn
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -91,31 +90,39 @@ def training_points(
         data = torch.stack([torch.as_tensor(p[0] if isinstance(p := data[i], (tuple, list)) and len(p) == 1 else p) for i in range(len(data))])
     return as_patterns(data)
 
-# %% ../nbs/06_training.ipynb #d29ba8fb
-def _prepared(patterns, vesde, iterations, lr, readout, seed):
-    "A new network, its learning-rate schedule, a function that makes one step on a batch and returns the loss, and one that takes all steps back."
-    device = patterns.device
+# %% ../nbs/06_training.ipynb #c89d9b28
+def _paces(lr, iterations):
+    "For every step the factor of the mean and the softening of the root in Adam, rate and bias correction included: shape (iterations, 2)."
+    k, total = torch.arange(iterations, dtype=torch.float64), max(iterations, 20)
+    peak = 0.1 * total - 1 # the step of the peak rate
+    wave = lambda low, part: lr * (low + (1 - low) * (1 - (math.pi * part).cos()) / 2) # from `low` times the peak rate up to it
+    rate = torch.where(k <= peak, wave(1 / 25, k / peak), wave(1 / 250_000, (total - 1 - k) / (total - 1 - peak)))
+    root = (1 - 0.95**(k + 1)).sqrt()
+    return torch.stack([-rate * root / (1 - 0.9**(k + 1)), 1e-8 * root], 1).float()
+
+def _prepared(patterns, vesde, readout, seed):
+    "A new network, a function that makes one step on a batch and returns the loss, and one that takes all steps back."
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed) # `torch.manual_seed` would seed the GPU as well, and nobody set that back
-        model = ScoreNet(patterns.shape[1], marginal_prob_std=vesde.marginal_prob_std, readout=readout).to(device)
-    weights = nn.Parameter(nn.utils.parameters_to_vector(model.parameters()).detach())
-    weights.grad = torch.zeros_like(weights)
+        model = ScoreNet(patterns.shape[1], marginal_prob_std=vesde.marginal_prob_std, readout=readout).to(patterns.device)
+    start = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+    weights, slopes, mean, square = start.clone(), *(torch.zeros_like(start) for _ in range(3))
     sizes = [p.numel() for p in model.parameters()]
-    for p, value, slope in zip(model.parameters(), weights.data.split(sizes), weights.grad.split(sizes)): p.data, p.grad = value.view_as(p), slope.view_as(p)
-    gpu, start = device.type == "cuda", weights.detach().clone()
-    optimizer = torch.optim.Adam([weights], lr=torch.tensor(lr, device=device) if gpu else lr, betas=(0.9, 0.95), fused=True, capturable=gpu)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(iterations, 20), pct_start=0.1, cycle_momentum=False)
-    def step(x, t, std, target, weight):
+    for p, value, slope in zip(model.parameters(), weights.split(sizes), slopes.split(sizes)): p.data, p.grad = value.view_as(p), slope.view_as(p)
+    def step(x, t, std, target, weight, pace):
         score, pull = network_vjp(model, x, t)
         miss = std * score - target
         pull(2 / miss.numel() * weight * std * miss) # the slope of (6.4) along the score
-        weights.grad.mul_((10 / weights.grad.norm()).clamp(max=1)) # no step is longer than a slope of 10
-        optimizer.step()
+        slopes.mul_((10 / slopes.norm()).clamp(max=1)) # none is longer than 10
+        mean.lerp_(slopes, 0.1) # Adam: running means of the slope and of its square
+        square.mul_(0.95).addcmul_(slopes, slopes, value=0.05)
+        factor, softening = pace.unbind()
+        weights.addcdiv_(factor * mean, square.sqrt().add_(softening))
         return (weight * miss.square()).mean()
     def restart():
-        weights.data.copy_(start)
-        for state in optimizer.state[weights].values(): state.zero_()
-    return model, schedule, step, restart
+        weights.copy_(start)
+        mean.zero_(), square.zero_()
+    return model, step, restart
 
 def _captured(steps, batches):
     "One step of each network on its batch, recorded as one CUDA graph in which the networks run side by side; a function that replays it on other batches."
@@ -148,13 +155,14 @@ def _train(sets, vesde, iterations, lr, device, log_freq, times, draws, exact_ta
     sets = [training_points(patterns).to(device, torch.float32) for patterns in sets]
     if not sets: raise ValueError("sets must hold at least one set of memories")
     seed = torch.randint(2**31, ()).item() if seed is None else check_seed(seed)
-    models, schedules, steps, restarts = zip(*(_prepared(patterns, vesde, iterations, lr, readout, seed) for patterns in sets))
+    models, steps, restarts = zip(*(_prepared(patterns, vesde, readout, seed) for patterns in sets))
+    paces = _paces(lr, iterations).to(device)
     generators = [torch.Generator().manual_seed(seed) for _ in sets] # on the processor: every device sees the same batches
     def batches_of(patterns, g):
         ahead = max(1, min(50, 2**20 // (times * draws * patterns.shape[1]))) # steps, at most a million numbers
         for i in range(0, iterations, ahead):
             x = patterns[torch.randint(len(patterns), (min(ahead, iterations - i), times, draws), generator=g).to(device)]
-            yield from zip(*noisy_batch(x, vesde.marginal_prob_std, patterns=patterns if exact_targets else None, generator=g))
+            yield from zip(*noisy_batch(x, vesde.marginal_prob_std, patterns=patterns if exact_targets else None, generator=g), paces[i:i + ahead])
     advance = lambda batches: [step(*batch) for step, batch in zip(steps, batches)]
     bar = tqdm(range(iterations), desc="training, K = " + ", ".join(f"{len(patterns):,}" for patterns in sets), unit="step")
     gpu = device.type == "cuda"
@@ -165,7 +173,6 @@ def _train(sets, vesde, iterations, lr, device, log_freq, times, draws, exact_ta
                 except RuntimeError as e: print(f"The training step could not be recorded as a CUDA graph, and runs as it is ({e}).")
                 for restart in restarts: restart()
             losses = advance(batches)
-            for schedule in schedules: schedule.step()
             if (i + 1) % log_freq == 0: bar.set_postfix(loss=", ".join(f"{loss.item():.4f}" for loss in losses))
     for p in (p for model in models for p in model.parameters()): p.data, p.grad = p.data.clone(), None # of its own again
     return [model.eval() for model in models]
@@ -219,7 +226,7 @@ def score_error(
     learned = model(x.to(device), times.to(device)).to(x)
     return (sigma**2 * times * (learned - marginal_score(x, times, patterns, sigma)).square().sum(1)).mean().item()
 
-# %% ../nbs/06_training.ipynb #1a260197
+# %% ../nbs/06_training.ipynb #c49baefb
 def cache_dir() -> Path: # the folder; it need not exist yet
     "Where trained models are kept: `$AMTUTORIAL_CACHE`, or the user's cache folder."
     return Path(os.environ.get("AMTUTORIAL_CACHE") or platformdirs.user_cache_dir("amtutorial"))
@@ -252,7 +259,7 @@ def trained_model(
     if not cache: return train()
     config = json.dumps(dict(sigma=vesde.sigma, iterations=iterations, seed=seed, torch=torch.__version__.split("+")[0],
         patterns=hashlib.sha256(patterns.contiguous().numpy().tobytes() + str(tuple(patterns.shape)).encode()).hexdigest(),
-        code=hashlib.sha256("".join(map(inspect.getsource, (sde, scorenet, stratified_times, noisy_batch, _prepared, _captured, _train, train_loop))).encode()).hexdigest()), sort_keys=True)
+        code=hashlib.sha256("".join(map(inspect.getsource, (sde, scorenet, stratified_times, noisy_batch, _paces, _prepared, _captured, _train, train_loop))).encode()).hexdigest()), sort_keys=True)
     path = cache_dir() / f"K{len(patterns)}-{hashlib.sha256(config.encode()).hexdigest()[:16]}.safetensors"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

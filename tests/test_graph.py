@@ -5,7 +5,7 @@ import torch
 
 from amtutorial.data import circle_patterns
 from amtutorial.sde import VESDETerms
-from amtutorial.training import _captured, _prepared, noisy_batch, train_loop, train_together
+from amtutorial.training import _captured, _paces, _prepared, noisy_batch, train_loop, train_together
 
 
 class Graph:
@@ -37,32 +37,19 @@ def test_replayed_steps_are_the_steps(monkeypatch):
     for name, fake in dict(Stream=Stream, current_stream=Stream, stream=lambda s: nullcontext(), CUDAGraph=Graph, graph=recording).items():
         monkeypatch.setattr(torch.cuda, name, fake)
     sde, sets = VESDETerms(1.), [circle_patterns(3), circle_patterns(40)]
-    def prepared(): return list(zip(*(_prepared(patterns, sde, 30, 2e-2, True, 5) for patterns in sets)))
+    def prepared(): return list(zip(*(_prepared(patterns, sde, True, 5) for patterns in sets)))
     g = torch.Generator().manual_seed(0)
-    batches = list(zip(*(zip(*noisy_batch(p[torch.randint(len(p), (30, 8, 4), generator=g)], sde.marginal_prob_std, patterns=p, generator=g)) for p in sets)))
-    models, schedules, steps, restarts = prepared()
+    batches = list(zip(*(zip(*noisy_batch(p[torch.randint(len(p), (30, 8, 4), generator=g)], sde.marginal_prob_std, patterns=p, generator=g), _paces(2e-2, 30)) for p in sets)))
+    models, steps, restarts = prepared()
     replay = _captured([recordable(step) for step in steps], batches[0])
     assert all(p.grad.norm() > 0 for model in models for p in model.parameters())      # it did try its steps before recording
     for restart in restarts: restart()
-    plain_models, plain_schedules, plain_steps, _ = prepared()
+    plain_models, plain_steps, _ = prepared()
     for batch in batches:
         losses, wanted = replay(batch), [step(*b) for step, b in zip(plain_steps, batch)]
-        for s in (*schedules, *plain_schedules): s.step()
         assert [loss.item() for loss in losses] == [loss.item() for loss in wanted]
     for a, b in zip(models, plain_models):
         assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
-
-def test_the_rate_as_a_tensor_follows_the_schedule():
-    "On a GPU the rate is a tensor that the graph reads; the schedule must write into it, not put a number in its place."
-    w, rate = torch.nn.Parameter(torch.zeros(3)), torch.tensor(0.02)
-    optimizer = torch.optim.Adam([w], lr=rate, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=20, pct_start=0.1, cycle_momentum=False)
-    plain = torch.optim.Adam([torch.nn.Parameter(torch.zeros(3))], lr=0.02)
-    beside = torch.optim.lr_scheduler.OneCycleLR(plain, 0.02, total_steps=20, pct_start=0.1, cycle_momentum=False)
-    w.grad, tensor = torch.ones(3), optimizer.param_groups[0]["lr"]
-    for _ in range(15):
-        optimizer.step(); schedule.step(); plain.step(); beside.step()
-        assert optimizer.param_groups[0]["lr"] is tensor and abs(tensor.item() - plain.param_groups[0]["lr"]) < 1e-8
 
 def test_a_gpu_trains_what_the_processor_trains():
     "The same batches and the same steps: after ten of them only rounding differs, as between the plain loop and ours in chapter 6."
