@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['run_one', 'run_experiment', 'draw_experiment', 'format_table']
 
-# %% ../nbs/10_experiment.ipynb #6a9dd2d4
+# %% ../nbs/10_experiment.ipynb #3cc7ddbe
 import json, os, platform, time
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import cache as once, partial
 from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
@@ -55,7 +55,7 @@ def run_one(
                    distance=shares["distance"], seconds=seconds)
     return metrics, samples, record
 
-# %% ../nbs/10_experiment.ipynb #b8a833dc
+# %% ../nbs/10_experiment.ipynb #41db4419
 def _writable(out):
     "The folder `out`, made if need be; raises ValueError when nothing can be written there."
     out = Path(out)
@@ -84,9 +84,9 @@ def run_experiment(
     sigma, t, seed = check_positive(sigma, "sigma"), check_positive(check_time(t), "t"), check_seed(seed)
     device, out, start = pick_device(device), _writable(out), time.perf_counter()
     one = partial(run_one, sigma=sigma, t=t, iterations=iterations, seed=seed, device=device, cache=cache, num_samples=500 if quick else 1500, resolution=50 if quick else 100)
-    together = lru_cache()(lambda: dict(zip(sizes, train_together([circle_patterns(K, seed) for K in sizes], VESDETerms(sigma), iterations, device=device, seed=seed))))
+    together = once(lambda: dict(zip(sizes, train_together([circle_patterns(K, seed) for K in sizes], VESDETerms(sigma), iterations, device=device, seed=seed))))
     side_by_side = device.type == "cuda" # the first network that is missing trains them all
-    metrics, samples, records = map(list, zip(*(one(K, train=partial(lambda K: together()[K], K) if side_by_side else None) for K in sizes)))
+    metrics, samples, records = map(list, zip(*(one(K, train=(lambda K=K: together()[K]) if side_by_side else None) for K in sizes)))
     drawing = time.perf_counter()
     use_style()
     for name, (figure, description) in draw_experiment(samples, records).items(): save_figure(figure, out / f"{name}.png", description)

@@ -45,7 +45,7 @@ def compute_laplacian(
     "Divergence of the score, which is the Laplacian of log p (the published name)."
     return score_and_divergence(score_fn, x, t)[1]
 
-# %% ../nbs/08_likelihood.ipynb #d8586f47
+# %% ../nbs/08_likelihood.ipynb #eb77ba16
 @torch.no_grad()
 def ode_likelihood_with_laplacian(
     x, # points, shape (B, d)
@@ -67,25 +67,29 @@ def ode_likelihood_with_laplacian(
     steps = max(4, math.ceil(-2 * start)) if steps is None else check_count(steps, "steps")
     end_logp = lambda x: marginal_logp(x, 1., torch.zeros_like(x[:1]) if patterns is None else patterns, sde.sigma)
     if start == 0: return end_logp(x)
-    h, nodes = -start / steps, [start + i * (-start / steps) for i in range(steps)]
-    def look(u, x, v=None, divergence=True):
-        "The velocity dx/du at u = log t, and how fast the density thins."
+    h = -start / steps
+    def at(u):
+        "The time t = exp u, and -σ²t/2, by which score and divergence are multiplied (dt = t du)."
         t = torch.tensor(min(math.exp(u), 1.), device=device, dtype=x.dtype)
-        half_v = 0.5 * sde.marginal_prob_std(t)**2 # dt = t du
-        if not divergence: return -half_v * score_model(x, t)
+        return t, -0.5 * sde.marginal_prob_std(t)**2
+    def velocity(u, x):
+        t, factor = at(u)
+        return factor * score_model(x, t)
+    def velocity_and_thinning(u, x, v):
+        t, factor = at(u)
         score, divergence = score_and_divergence(score_model, x, t, v)
-        return -half_v * score, -half_v * divergence
+        return factor * score, factor * divergence
     @torch.no_grad()
     def follow(x, seed):
         g = torch.Generator(device).manual_seed(seed)
         v = None if probes is None else torch.randint(2, (probes, *x.shape), generator=g, device=device).to(x) * 2 - 1
-        gained, (f, q) = 0., look(start, x, v)
-        for u in nodes:
-            f2 = look(u + h / 2, x + h / 2 * f, divergence=False)
-            f3 = look(u + h, x + h * (2 * f2 - f), divergence=False)
+        gained, (f, q) = 0., velocity_and_thinning(start, x, v)
+        for u in (start + i * h for i in range(steps)):
+            f2 = velocity(u + h / 2, x + h / 2 * f)
+            f3 = velocity(u + h, x + h * (2 * f2 - f))
             y = x + h / 6 * (f + 4 * f2 + f3)
-            f_end, q_end = look(u + h, y, v)
-            f_middle, q_middle = look(u + h / 2, (x + y) / 2 + h / 8 * (f - f_end), v)
+            f_end, q_end = velocity_and_thinning(u + h, y, v)
+            f_middle, q_middle = velocity_and_thinning(u + h / 2, (x + y) / 2 + h / 8 * (f - f_end), v)
             x, gained = x + h / 6 * (f + 4 * f_middle + f_end), gained + h / 6 * (q + 4 * q_middle + q_end)
             f, q = f_end, q_end
         return gained + end_logp(x)

@@ -27,7 +27,7 @@ class FourierEmbedding(nn.Module):
         angle = x[..., None] * (2 * math.pi * self.freqs).to(x.dtype)
         return torch.cat([angle.cos(), angle.sin()], -1)
 
-# %% ../nbs/05_scorenet.ipynb #08a36cae
+# %% ../nbs/05_scorenet.ipynb #d528cb57
 T_MIN = 1e-5 # the smallest time of training and sampling
 
 class ScoreNet(nn.Module):
@@ -63,6 +63,10 @@ class ScoreNet(nn.Module):
         "The weights of the point and those of the time in the first layer."
         return self.input_proj.weight.split([self.input_dim, self.input_proj.in_features - self.input_dim], 1)
 
+    def later(self):
+        "The layers that follow the first two."
+        return [*list(self.hidden)[1:], self.output]
+
     def inputs(self, x, t):
         "σ√t, what x is multiplied by, and the first two layers as one (5.4): the weights of x, and what the time adds."
         if x.shape[-1] != self.input_dim: raise ValueError(f"x must have {self.input_dim} coordinates on its last axis, not shape {tuple(x.shape)}")
@@ -80,10 +84,10 @@ class ScoreNet(nn.Module):
         "Score at points x (..., d) and times t in (0, 1]: a 0-d tensor, or of any shape that broadcasts against (...). Times are not checked: this runs in loops."
         std, gain, A, c = self.inputs(x, t)
         out = F.linear(gain * x, A) + c
-        for layer in (*list(self.hidden)[1:], self.output): out = layer(out)
+        for layer in self.later(): out = layer(out)
         return (out - x) / std**2 if self.readout else out / std
 
-# %% ../nbs/05_scorenet.ipynb #3b3c815a
+# %% ../nbs/05_scorenet.ipynb #4b5b8b28
 def _normalization_slope(v, h, mean, rstd):
     "A direction v (B, n) times the Jacobian of h -> (h - mean) · rstd, which is symmetric."
     return torch.ops.aten.native_layer_norm_backward(v, h, h.shape[-1:], mean, rstd, None, None, [True, False, False])[0]
@@ -106,11 +110,11 @@ def network_divergence(
     v = torch.eye(x.shape[1]).to(x)[:, None] if probes is None else probes
     h, dh = F.linear(gain * x, A) + c, F.linear(gain * v, A)
     dh = dh.expand(-1, *h.shape)
-    for layer in (*list(model.hidden)[1:], model.output): h, dh = _push(layer, h, dh)
+    for layer in model.later(): h, dh = _push(layer, h, dh)
     if model.readout: h, dh, std = h - x, dh - v, std**2
     return h / std, (v * dh).sum((0, 2)) / (std[..., 0] if probes is None else len(v) * std[..., 0])
 
-# %% ../nbs/05_scorenet.ipynb #e0b10d3f
+# %% ../nbs/05_scorenet.ipynb #3b89c275
 def _pull(layer, h, g):
     "The gradient g (B, n) at a layer's output carried back to its inputs h; writes the gradients of its weights into their `.grad`."
     if isinstance(layer, nn.SiLU): return torch.ops.aten.silu_backward(g, h)
@@ -139,8 +143,8 @@ def network_vjp(
     "A network's score, and the way back from it to the weights."
     if model.output.bias.grad is None:
         for p in model.parameters(): p.grad = torch.empty_like(p)
-    (std, gain, time), (Wx, We), (first, *layers) = model.scales(t), model.split(), model.hidden
-    es, layers = [e.flatten(0, -2) for e in _passed(model.time_embed, time)[1:]], [*layers, model.output]
+    (std, gain, time), (Wx, We), first, layers = model.scales(t), model.split(), model.hidden[0], model.later()
+    es = [e.flatten(0, -2) for e in _passed(model.time_embed, time)[1:]]
     c = F.linear(es[-1], We, model.input_proj.bias)
     gx, of_time = gain * x, first(c).view(*time.shape, -1)
     inner = F.linear(gx, first.weight @ Wx) + of_time

@@ -114,9 +114,9 @@ def stages(K, sigma, t, repeats, plain_steps, seed):
     "Rows (stage, plain seconds, our seconds, our error, share of the time that the matrix products need) for one number of memories."
     sde, patterns, grid = VESDETerms(sigma), circle_patterns(K, seed), plane_grid(100)[2]
     reference = -marginal_logp(grid, t, patterns, sigma)
-    train = lambda iterations, draws=8: train_loop(patterns, sde, iterations, seed=seed, device="cpu", draws=draws)
+    train = lambda iterations: train_loop(patterns, sde, iterations, seed=seed, device="cpu")
     plain_train(patterns, sde, 20), train(20) # warm up
-    plain, plain_model = median_time(lambda: plain_train(patterns, sde, plain_steps), 1)
+    plain, _ = median_time(lambda: plain_train(patterns, sde, plain_steps), 1)
     plain *= 50_000 / plain_steps
     for steps in 200, 1000:
         seconds, model = median_time(lambda: train(steps), repeats)
@@ -178,7 +178,7 @@ def scale(repeats):
         yield "exact score", n, K, d, 1, seconds, n * K * d, 2 * n * K * d / rate / seconds if d > 8 else None
     for K, d, steps in (2, 2, 500), (1000, 2, 500), (10_000, 2, 100), (2, 64, 500):
         xi, sde = (circle_patterns(K) if d == 2 else torch.randn(K, d)), VESDETerms(1.)
-        seconds, model = median_time(lambda: train_loop(xi, sde, steps, seed=0, device="cpu"), repeats)
+        seconds, _ = median_time(lambda: train_loop(xi, sde, steps, seed=0, device="cpu"), repeats)
         yield "training, 256 points a step", 256, K, d, steps, seconds, 256 * steps, None
     for d in 2, 64:
         model = ScoreNet(d, marginal_prob_std=sde.marginal_prob_std, readout=True)
