@@ -35,6 +35,7 @@ run: $(RUN_ENV) ## run the experiment; options in ARGS, e.g. make run ARGS="--qu
 
 test: export OMP_NUM_THREADS = 1
 test: $(DEV_ENV) ## run every notebook and all tests
+	$(BIN)/ruff check
 	$(BIN)/python tools/notebooks.py check
 	$(BIN)/nbdev_test --n_workers 2 --timing
 	$(BIN)/python -m pytest -q tests --ignore tests/test_colab.py
@@ -42,7 +43,8 @@ test: $(DEV_ENV) ## run every notebook and all tests
 colab: $(DEV_ENV) ## run every Colab copy from an empty folder, with Colab simulated
 	$(BIN)/python -m pytest -q tests/test_colab.py
 
-check: $(DEV_ENV) ## see in seconds whether everything is in step with the notebooks
+check: $(DEV_ENV) ## see in seconds whether style is kept and everything in step with the notebooks
+	$(BIN)/ruff check
 	$(BIN)/python tools/notebooks.py check
 	$(BIN)/python -m pytest -q tests/test_frame.py
 

@@ -1,4 +1,5 @@
 """Packaging metadata, read from settings.ini."""
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -8,7 +9,13 @@ here = Path(__file__).parent
 settings = ConfigParser(delimiters=["="])
 settings.read(here / "settings.ini", encoding="utf-8")
 cfg = settings["DEFAULT"]
-statuses = {"1": "1 - Planning", "2": "2 - Pre-Alpha", "3": "3 - Alpha", "4": "4 - Beta", "5": "5 - Production/Stable"}
+statuses = {
+    "1": "1 - Planning",
+    "2": "2 - Pre-Alpha",
+    "3": "3 - Alpha",
+    "4": "4 - Beta",
+    "5": "5 - Production/Stable",
+}
 
 setup(
     name=cfg["lib_name"],
@@ -32,5 +39,8 @@ setup(
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split()},
-    entry_points={"console_scripts": cfg["console_scripts"].split(), "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
+    entry_points={
+        "console_scripts": cfg["console_scripts"].split(),
+        "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],
+    },
 )

@@ -5,43 +5,52 @@
 # %% auto #0
 __all__ = ['parser', 'main']
 
-# %% ../nbs/cli.ipynb #82bbb91d
-import argparse, sys
+# %% ../nbs/cli.ipynb #c37451ec
+import argparse
+import sys
 
-# %% ../nbs/cli.ipynb #facc3d0b
+# %% ../nbs/cli.ipynb #7851b5de
 def parser() -> argparse.ArgumentParser: # the options of the command
     "The options of the command `amtutorial`."
-    p = argparse.ArgumentParser(prog="amtutorial",
-        description="Train diffusion models on a few memories on a circle, sample from them, map their energies, and compare everything with the exact answer.")
-    p.add_argument("--sizes", default="2,9,1000", help="numbers of memories, separated by commas, each from 1 to 60000 (default %(default)s)")
-    p.add_argument("--sigma", type=float, default=1., help="noise strength, above 0 (default %(default)s)")
-    p.add_argument("--t", type=float, default=0.15, help="time of the energy maps, above 0 and at most 1, where learned and exact energy are the same by definition (default %(default)s)")
-    p.add_argument("--iterations", type=int, help="training steps (default 1000, or 200 with --quick)")
-    p.add_argument("--seed", type=int, default=9, help="seed of memories, training and sampling (default %(default)s)")
-    p.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the GPU if there is one)")
-    p.add_argument("--out", default="results", help="folder for the figures and metrics.json (default %(default)s)")
-    p.add_argument("--no-cache", action="store_true", help="train anew and leave the model cache alone")
-    p.add_argument("--quick", action="store_true", help="a look in seconds: fewer training steps, samples and grid points")
+    p = argparse.ArgumentParser(prog="amtutorial", description=(
+        "Train diffusion models on a few memories on a circle, sample from them, map their "
+        "energies, and compare everything with the exact answer."))
+    options = {
+        "--sizes": ("2,9,1000", str, "numbers of memories, separated by commas, each 1 to 60000"),
+        "--sigma": (1., float, "noise strength, above 0"),
+        "--t": (0.15, float, "time of the energy maps, above 0 and at most 1"),
+        "--iterations": (None, int, "training steps (1000, or 200 with --quick)"),
+        "--seed": (9, int, "seed of memories, training and sampling"),
+        "--device": (None, str, "cpu, cuda, cuda:1, ... (the GPU if there is one)"),
+        "--out": ("results", str, "folder for the figures and metrics.json")}
+    for name, (default, kind, text) in options.items():
+        text += "" if default is None else " (default %(default)s)"
+        p.add_argument(name, default=default, type=kind, help=text)
+    p.add_argument("--no-cache", action="store_true", help="train anew, leave the cache alone")
+    p.add_argument("--quick", action="store_true", help="a look in seconds: fewer steps and points")
     return p
+
+# %% ../nbs/cli.ipynb #13a7b9cc
+def _refuse(why):
+    print(f"amtutorial: {why}", file=sys.stderr)
+    return 2
 
 def main(
     argv: list[str] | None = None, # arguments; None: those of the command line
 ) -> int: # exit status: 0, or 2 when the request was refused
     "Run the experiment with the options in `argv` and print the table of results."
-    args = parser().parse_args(argv)
+    args = vars(parser().parse_args(argv))
     try:
-        sizes = [int(s) for s in args.sizes.split(",")]
-    except ValueError: return _refuse(f"--sizes must be whole numbers separated by commas, not {args.sizes!r}")
+        sizes = [int(s) for s in args.pop("sizes").split(",")]
+    except ValueError:
+        return _refuse("--sizes must be whole numbers separated by commas, such as 2,9,1000")
     import matplotlib
     matplotlib.use("agg")
     from amtutorial.experiment import format_table, run_experiment
     try:
-        result = run_experiment(sizes, args.sigma, args.t, args.iterations, args.seed, args.device, args.out, not args.no_cache, args.quick)
-    except (TypeError, ValueError) as e: return _refuse(e)
+        result = run_experiment(sizes, cache=not args.pop("no_cache"), **args)
+    except (TypeError, ValueError) as e:
+        return _refuse(e)
     print(format_table(result))
-    print(f"Figures and metrics.json are in {args.out}.")
+    print(f"Figures and metrics.json are in {args['out']}.")
     return 0
-
-def _refuse(why):
-    print(f"amtutorial: {why}", file=sys.stderr)
-    return 2

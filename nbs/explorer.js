@@ -1,6 +1,6 @@
 // The exact energy landscape of a few memories, or of a full circle of them, drawn live. σ = 1 throughout: t is the noise variance.
 
-// Closed forms (chapters 2 to 4). Memories are arrays [x, y].
+// Closed forms (chapters 2 to 7). Memories are arrays [x, y].
 
 // Weights w of the memories at (x, y), their mean m = Σ w ξ, and log p_t.
 export function posterior(x, y, t, patterns) {
@@ -112,7 +112,7 @@ export function refine(x, y, t, patterns, reach) {
   return [x, y]
 }
 
-export const MIN_BARRIER = 0.5 // nats; lower minima are ripples (chapter 4)
+export const MIN_BARRIER = 0.3 // nats; lower minima are ripples (chapter 7)
 
 // N_eff with memories closer than 0.002 counted as one (chapter 1): a pair of twins is no mixture.
 function distinct(w, patterns) {
@@ -137,7 +137,7 @@ export function minima(E, t, patterns, n, bound) {
   return found
 }
 
-// The regime, in the words of chapter 4.
+// The regime, in the words of chapter 7.
 export function phase(found, patterns) {
   if (!patterns) return 'generalized'
   const wells = found.filter(m => m.kind !== 'ripple'), spurious = wells.filter(m => m.kind === 'spurious').length

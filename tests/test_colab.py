@@ -1,11 +1,16 @@
-"""Every Colab copy runs from an empty folder against the installed wheel, with Colab simulated. Slow, so by itself: `make colab`."""
-import os, subprocess, sys
-from pathlib import Path
+"""Every Colab copy runs from an empty folder against the installed wheel, with Colab simulated.
+
+Slow, so by itself: `make colab`.
+"""
+
+import os
+import subprocess
+import sys
 
 import pytest
+from helpers import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
-COPIES = sorted((ROOT/"tutorial_ipynbs").glob("*.ipynb"))
+COPIES = sorted((ROOT / "tutorial_ipynbs").glob("*.ipynb"))
 RUN = """
 import sys, types
 path, site = sys.argv[1:]
@@ -21,9 +26,13 @@ assert amtutorial.__file__.startswith(site), amtutorial.__file__
 assert len(installed) == 1 and "git+https://" in installed[0], installed
 """
 
+
 def call(*args, **kwargs):
-    done = subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, **kwargs)
+    done = subprocess.run(
+        [sys.executable, *map(str, args)], capture_output=True, text=True, **kwargs
+    )
     assert not done.returncode, done.stdout[-2000:] + done.stderr[-5000:]
+
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
@@ -32,6 +41,7 @@ def site(tmp_path_factory):
     call("-m", "build", "--no-isolation", "--outdir", dist, cwd=ROOT)
     call("-m", "pip", "install", "--no-deps", "--target", site, *dist.glob("*.whl"))
     return site
+
 
 @pytest.mark.parametrize("path", COPIES, ids=lambda p: p.stem)
 def test_copy_runs_in_colab(path, site, tmp_path):
