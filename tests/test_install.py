@@ -82,7 +82,7 @@ def test_readme_code_runs(tmp_path):
 def test_readme_commands_exist():
     targets = set(re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.M))
     shell = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.S))
-    used = set(re.findall(r"\bmake ([a-z]+)", README))
+    used = set(re.findall(r"(?:^|`)make ([a-z]+)", README, re.M))
     assert used and used <= targets, f"not in the Makefile: {used - targets}"
     for option in re.findall(r"amtutorial .*?(--[a-z-]+)", shell):
         assert option in call("-m", CFG["lib_path"], "--help"), option
