@@ -11,6 +11,10 @@ from .core import check_number
 from .data import in_kind, plane_coordinates
 
 # %% ../nbs/06_circle.ipynb #72d6e39e
+def _radius(x, y):
+    "Distance from the origin in double precision; has a gradient at 0, too."
+    return (x.double()**2 + y.double()**2).clamp_min(1e-200).sqrt()
+
 def energy_am(
     samples, # states (N, 2), a grid (..., 2), or a stack (n, 2, m) with the coordinates on axis 1
     beta: float, # DenseAM inverse temperature, 1/(2σ²t)
@@ -18,7 +22,7 @@ def energy_am(
 ): # energies in the unit of x² (times beta: nats), without the coordinate axis, of the input's kind
     "Exact energy of infinitely many memories on the circle (Pham et al. 2025, eq. 13; here 6.5)."
     (x, y, _), beta = plane_coordinates(samples), check_number(beta, "beta")
-    R = (x.double()**2 + y.double()**2).clamp_min(1e-200).sqrt() # has a gradient at 0, too
+    R = _radius(x, y)
     energy = (R - 1)**2 - torch.special.i0e(2 * beta * R).log() / beta
     energy = energy - energy.min() if normalize else energy
     return in_kind(energy.to(x.dtype), samples)
@@ -31,7 +35,7 @@ def score_am(
 ): # -∇E, of the input's kind and shape; multiply by beta for the score of p_t
     "Minus the gradient of `energy_am` (Pham et al. 2025, eq. 18; here 6.6)."
     (x, y, axis), beta = plane_coordinates(samples), check_number(beta, "beta")
-    R = (x.double()**2 + y.double()**2).clamp_min(1e-200).sqrt()
+    R = _radius(x, y)
     z = 2 * beta * R
     ratio = torch.special.i1e(z) / torch.special.i0e(z)
     h = 1 / z.clamp_min(1)

@@ -1,5 +1,7 @@
-"""What the tests share: the checkout, the notebooks' tool, and two ways to state a fault."""
+"""What the tests share: the checkout, the notebooks' tool, faults stated, Python called."""
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,3 +21,17 @@ def refused(f, *args, **kwargs):
     except (TypeError, ValueError) as e:
         return f"{type(e).__name__}: {e}"
     raise AssertionError(f"{getattr(f, '__name__', f)} accepted {args} {kwargs}")
+
+def call(*args, **kwargs):
+    "What Python prints when called with `args`; fails, and shows its words, if it fails."
+    command = [sys.executable, *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, **kwargs)
+    assert not done.returncode, done.stdout[-2000:] + done.stderr[-5000:]
+    return done.stdout
+
+def install_wheel(tmp_path_factory):
+    "A folder that holds nothing but the wheel, built by way of the sdist and installed."
+    dist, site = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("site")
+    call("-m", "build", "--no-isolation", "--outdir", dist, ROOT)
+    call("-m", "pip", "install", "--no-deps", "--target", site, *dist.glob("*.whl"))
+    return site

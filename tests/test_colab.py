@@ -4,11 +4,9 @@ Slow, so by itself: `make colab`.
 """
 
 import os
-import subprocess
-import sys
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, call, install_wheel
 
 COPIES = sorted((ROOT / "tutorial_ipynbs").glob("*.ipynb"))
 RUN = """
@@ -27,20 +25,10 @@ assert len(installed) == 1 and "git+https://" in installed[0], installed
 """
 
 
-def call(*args, **kwargs):
-    done = subprocess.run(
-        [sys.executable, *map(str, args)], capture_output=True, text=True, **kwargs
-    )
-    assert not done.returncode, done.stdout[-2000:] + done.stderr[-5000:]
-
-
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
     "The wheel, built by way of the sdist, installed in a folder of its own."
-    dist, site = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("site")
-    call("-m", "build", "--no-isolation", "--outdir", dist, cwd=ROOT)
-    call("-m", "pip", "install", "--no-deps", "--target", site, *dist.glob("*.whl"))
-    return site
+    return install_wheel(tmp_path_factory)
 
 
 @pytest.mark.parametrize("path", COPIES, ids=lambda p: p.stem)

@@ -2,11 +2,9 @@
 
 import os
 import re
-import subprocess
-import sys
 
 import pytest
-from helpers import CFG, ROOT, tool
+from helpers import CFG, ROOT, call, install_wheel, tool
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DEVELOPMENT = [
@@ -26,20 +24,10 @@ DEVELOPMENT = [
 BLOCK = f"import sys; sys.modules.update(dict.fromkeys({DEVELOPMENT}, None));"
 
 
-def call(*args, **kwargs):
-    done = subprocess.run(
-        [sys.executable, *map(str, args)], capture_output=True, text=True, **kwargs
-    )
-    assert not done.returncode, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
-
-
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory):
     "An environment in which the wheel, built by way of the sdist, hides the checkout."
-    dist, site = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("site")
-    call("-m", "build", "--no-isolation", "--outdir", dist, ROOT)
-    call("-m", "pip", "install", "--no-deps", "--target", site, *dist.glob("*.whl"))
+    site = install_wheel(tmp_path_factory)
     return os.environ | dict(PYTHONPATH=str(site))
 
 

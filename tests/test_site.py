@@ -436,7 +436,7 @@ def set_t(page, t):
 
 
 def exact_minima(patterns, t, bound=1.5, n=161):
-    "What chapter 4 finds: positions, barriers and N_eff of the minima deeper than half a nat."
+    "What chapter 7 finds: positions, barriers and N_eff of the minima that are no ripples."
     X, Y, points = plane_grid(n, bound)
     energy = -marginal_logp(points.double(), t, patterns).reshape(n, n)
     found = find_minima(
