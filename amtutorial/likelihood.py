@@ -13,6 +13,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 from .core import as_patterns, as_points, check_count, check_number, device_of, map_blocks
+from .sampling import matched_gaussian
 from .scorenet import ScoreNet
 from .sde import T_MIN, marginal_logp
 
@@ -124,7 +125,7 @@ def ode_likelihood_with_laplacian(
     device=None, # where to compute; None: where the model is
     eps: float = T_MIN, # the time t of the density, in (0, 1]
     *,
-    patterns=None, # memories (K, d): end on the exact p_1; None: on N(0, σ²I), off by a nat
+    patterns=None, # memories (K, d): end on the exact p_1; None: on `matched_gaussian` (3.7)
     probes: int | None = None, # random directions; None: exact divergence up to d = 32, 16 beyond
     seed: int = 0, # seed of those directions
     steps: int | None = None, # steps, equal in log t; None: int(-2 log t), at least 3
@@ -140,10 +141,14 @@ def ode_likelihood_with_laplacian(
     elif x.shape[1] > 32:
         probes = 16
     steps = max(3, int(-2 * start)) if steps is None else check_count(steps, "steps")
-    end = patterns if known else torch.zeros_like(x[:1]) # N(0, σ²I) is p_1 of the origin
+    gaussian = None if known else matched_gaussian(score_model, sde, x)
+    def end(x):
+        if known:
+            return marginal_logp(x, 1., patterns, sde.sigma)
+        return gaussian.log_prob(x.double()).to(x)
     def log_p(x, seed):
         x, gained = _follow(x, score_model, sde, start, steps, probes, seed)
-        return gained + marginal_logp(x, 1., end, sde.sigma)
+        return gained + end(x)
     blocks = x.split(1024 if device.type == "cpu" else 2**16) # small enough for a processor's cache
     parts = map_blocks(log_p, blocks, range(seed, seed + len(blocks)))
     return torch.cat(list(tqdm(parts, "likelihood", len(blocks), unit="block", delay=1)))

@@ -45,7 +45,7 @@ def _check_width(x, d):
         raise ValueError(f"x must have {wanted}, not shape {tuple(x.shape)}")
 
 class _KeepsForm(nn.Module):
-    "The form travels with the weights; published checkpoints name none and have the published one."
+    "Form and data's moments travel with the weights; published checkpoints name none of them."
     def get_extra_state(self):
         return torch.tensor(self.readout)
 
@@ -54,6 +54,8 @@ class _KeepsForm(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         state_dict.setdefault(prefix + "_extra_state", torch.tensor(False))
+        for name in "data_mean", "data_cov":
+            state_dict.setdefault(prefix + name, torch.zeros_like(getattr(self, name)))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 # %% ../nbs/09_scorenet.ipynb #fcdf408f
@@ -82,6 +84,8 @@ class ScoreNet(_KeepsForm):
         layers.insert(-1, nn.LayerNorm(hidden_dim))
         self.hidden = nn.Sequential(*layers)
         self.output = nn.Linear(hidden_dim, input_dim)
+        self.register_buffer("data_mean", torch.zeros(input_dim)) # training fills in both
+        self.register_buffer("data_cov", torch.zeros(input_dim, input_dim))
 
     def scaled(self, x, t):
         "Point and time as the layers see them, and σ√t (..., 1)."

@@ -66,6 +66,10 @@ def _mixture(x, t, patterns, sigma):
     x, patterns, v = match_rows(points, patterns, v, "t")
     return x, v, patterns, points.shape[:-1]
 
+def _exponents(x, v, patterns):
+    "Exponents of the K clouds at points (B, d), for variances (B, 1)."
+    return -squared_distances(x, patterns) / (2 * v)
+
 # %% ../nbs/02_sde.ipynb #588d8d15
 def marginal_logp(
     x, # points, shape (..., d); finite
@@ -77,9 +81,8 @@ def marginal_logp(
     x, v, patterns, shape = _mixture(x, t, patterns, sigma)
     K, d = patterns.shape
     def log_p(x, v):
-        log_clouds = -squared_distances(x, patterns) / (2 * v)
         norm = math.log(K) + d / 2 * torch.log(2 * math.pi * v[:, 0])
-        return torch.logsumexp(log_clouds, 1) - norm
+        return torch.logsumexp(_exponents(x, v, patterns), 1) - norm
     return by_rows(log_p, patterns, x, v).reshape(shape)
 
 # %% ../nbs/02_sde.ipynb #7ddc4adc
@@ -91,7 +94,7 @@ def posterior_weights(
 ) -> torch.Tensor: # w, shape (..., K), each row summing to one
     "Probability that a state `x` at time `t` came from each memory (the weights of equation 2.4)."
     x, v, patterns, shape = _mixture(x, t, patterns, sigma)
-    return torch.softmax(-squared_distances(x, patterns) / (2 * v), 1).reshape(*shape, -1)
+    return _exponents(x, v, patterns).softmax(1).reshape(*shape, -1)
 
 # %% ../nbs/02_sde.ipynb #64c7dd6e
 def posterior_mean(
@@ -101,8 +104,7 @@ def posterior_mean(
 ) -> torch.Tensor: # E[x_0 | x_t = x], shape (B, d)
     "What the attention of equation 2.4 reads out; unchecked, for use in loops."
     def read_out(x, v):
-        w = torch.softmax(-squared_distances(x, patterns) / (2 * v), 1)
-        return w @ patterns
+        return _exponents(x, v, patterns).softmax(1) @ patterns
     return by_rows(read_out, patterns, x, v)
 
 # %% ../nbs/02_sde.ipynb #4eb30d1b

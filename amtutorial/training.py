@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from .cache import cached
 from .core import as_patterns, check_count, check_number, check_seed
 from .core import device_of, one_thread, pick_device
+from .sampling import moments
 from .scorenet import ScoreNet
 from .sde import T_MIN, VESDETerms, marginal_sample, marginal_score, posterior_mean
 
@@ -103,6 +104,7 @@ def train_loop(
     batches = _batches(patterns, vesde, iterations, times, draws, exact_targets, seed)
     bar = tqdm(batches, f"training, K = {len(patterns):,}", iterations, unit="step", delay=1)
     model = _new_network(patterns.shape[1], vesde, readout, seed).to(device)
+    model.data_mean, model.data_cov = moments(patterns)
     optimizer = torch.optim.Adam(model.parameters(), lr, betas=(0.9, 0.95), fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, lr, total_steps=max(iterations, 20), pct_start=0.1, cycle_momentum=False)
