@@ -54,7 +54,10 @@ def grid_minima(
     touch = basin[i] != basin[j]
     height = np.maximum(e[i], e[j])[touch]
     a, b = basin[i][touch], basin[j][touch]
-    for k in np.argsort(height, kind="stable"): # the water rises from pass to pass
+    rising = np.argsort(height, kind="stable")
+    pair = np.minimum(a, b) * e.size + np.maximum(a, b)
+    _, first = np.unique(pair[rising], return_index=True) # the lowest pass of each pair
+    for k in rising[np.sort(first)]: # the water rises from pass to pass
         p, q = lakes[a[k].item()], lakes[b[k].item()]
         if p != q: # two lakes meet: the shallower one spills into the deeper
             low, high = sorted((bottom[p], bottom[q]), key=lambda m: rank[m])

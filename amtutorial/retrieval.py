@@ -8,19 +8,20 @@ __all__ = ['Retrieval', 'hopfield_update', 'fixed_points', 'retrieve']
 # %% ../nbs/05_retrieval.ipynb #ret05exi
 from collections import namedtuple
 import torch
-from .core import as_patterns, as_points, check_count, check_number
+from .core import as_patterns, as_points, by_rows, check_count, check_number
 from .hopfield import in_double
 
 # %% ../nbs/05_retrieval.ipynb #ret05upd
+def _attend(x, xi, beta): # states (..., B, d), memories (..., K, d)
+    return torch.softmax(beta * (x @ xi.mT), -1) @ xi
+
 def hopfield_update(
     x, # states, shape (..., d)
     patterns, # memories, shape (K, d)
     beta, # Hopfield inverse temperature, 1/(σ²t): a number, or one per state
 ) -> torch.Tensor: # new states, the shape of x
     "One update of the modern Hopfield network: attention (Ramsauer et al. 2021; equation 5.1)."
-    def update(x, xi, beta):
-        return torch.softmax(beta * (x @ xi.T), 1) @ xi
-    return in_double(update, x, patterns, beta)
+    return in_double(_attend, x, patterns, beta)
 
 # %% ../nbs/05_retrieval.ipynb #ret05fpt
 Retrieval = namedtuple("Retrieval", "x converged steps")
@@ -59,6 +60,7 @@ def retrieve(
     "Recall by the modern Hopfield network: equation 5.1 to a fixed point, in double precision."
     patterns, beta = as_patterns(patterns), check_number(beta, "beta")
     x = as_points(x, d=patterns.shape[1])
-    update = lambda x: hopfield_update(x, patterns, beta)
+    xi = patterns.to(x.device, torch.float64)
+    update = lambda x: by_rows(lambda rows: _attend(rows, xi, beta), xi, x)
     found = fixed_points(update, x.double(), tol, max_steps)
     return found._replace(x=found.x.to(x.dtype))

@@ -48,11 +48,11 @@ def reverse_sde(
     _check_falling(times)
     yield x
     for t, s in zip(times[:-1], times[1:]):
-        v, w = sde.marginal_prob_std(t)**2, sde.marginal_prob_std(s)**2
+        v, v_next = sde.marginal_prob_std(t)**2, sde.marginal_prob_std(s)**2
         z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        x = x + (v - w) * score_model(x, t) + ((v - w) * w / v).sqrt() * z
+        x = x + (v - v_next) * score_model(x, t) + ((v - v_next) * v_next / v).sqrt() * z
         yield x
-    yield x + w * score_model(x, s)
+    yield x + v_next * score_model(x, s)
 
 # %% ../nbs/03_sampling.ipynb #54c4392b
 def probability_flow(
@@ -66,8 +66,8 @@ def probability_flow(
     slope = lambda x, t: -0.5 * sde.marginal_prob_std(t)**2 * score_model(x, t) # dx / d log t
     yield x
     for t, s in zip(times[:-1], times[1:]):
-        h, first = (s / t).log(), slope(x, t)
-        x = x + h / 2 * (first + slope(x + h * first, s)) # Heun's step
+        step, first = (s / t).log(), slope(x, t)
+        x = x + step / 2 * (first + slope(x + step * first, s)) # Heun's step
         yield x
     yield x - 2 * slope(x, s)
 
@@ -99,6 +99,7 @@ def moments(
     centred = patterns - patterns.mean(0)
     return patterns.mean(0), centred.T @ centred / len(patterns)
 
+# %% ../nbs/03_sampling.ipynb #gau03mat
 def matched_gaussian(
     score_model, # a network that knows its data's moments, or any function: then they count as 0
     sde, # the noise process, a `VESDETerms`
@@ -108,7 +109,7 @@ def matched_gaussian(
     d, double = like.shape[-1], dict(device=like.device, dtype=torch.float64)
     mean = getattr(score_model, "data_mean", torch.zeros(d)).to(**double)
     cov = getattr(score_model, "data_cov", torch.zeros(d, d)).to(**double)
-    value, axes = torch.linalg.eigh(cov) # rounding makes some eigenvalues negative
+    value, axes = torch.linalg.eigh(cov) # rounding may make some negative
     cov = axes * (value.clamp_min(0) + sde.sigma**2) @ axes.T
     return torch.distributions.MultivariateNormal(mean, cov)
 

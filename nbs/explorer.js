@@ -137,11 +137,21 @@ export function minima(E, t, patterns, n, bound) {
   return found
 }
 
+// Height of the highest hill with a valley all the way around it, in nats: upside down, with a deep sea around it, it is a lake.
+export function hillInside(E, n) {
+  let low = Infinity
+  for (const e of E) if (e < low) low = e
+  const edge = k => k < n || k >= n * (n - 1) || k % n === 0 || k % n === n - 1
+  const flipped = E.map((e, k) => edge(k) ? -TOP - 1 : -Math.min(e - low, TOP))
+  return Math.max(0, ...basins(flipped, n, TOP + 2).map(m => m.barrier).filter(isFinite))
+}
+
 // The regime, in the words of chapter 7.
-export function phase(found, patterns) {
-  if (!patterns) return 'generalized'
-  const wells = found.filter(m => m.kind !== 'ripple'), spurious = wells.filter(m => m.kind === 'spurious').length
-  return wells[0].kind === 'valley' ? 'generalized' : 2 * spurious < wells.length ? 'memory' : 'spurious'
+export function phase(found, E, n) {
+  const wells = found.filter(m => m.kind !== 'ripple'), mixtures = wells.filter(m => m.kind === 'spurious').length
+  if (wells.length < 2 && hillInside(E, n) >= MIN_BARRIER) return 'circle'
+  if (!wells.length || wells[0].kind === 'valley') return 'one valley' // without wells: the full circle
+  return 2 * mixtures < wells.length ? 'memories' : 'mixtures'
 }
 
 // One step of a cue from noise variance t to s.
@@ -167,9 +177,10 @@ const PALETTE = Uint32Array.from({ length: 256 }, (_, i) => {
   return 0xff000000 | mix(2) << 16 | mix(1) << 8 | mix(0)
 })
 const STORY = {
-  memory: 'Most wells hold one memory each: a cue recalls it.',
-  spurious: 'Wells shared by several memories: a cue recalls a mixture that nobody stored.',
-  generalized: 'One valley: the cue keeps what the memories have in common, and no single one of them.',
+  memories: 'Most wells hold one memory each: a cue recalls it.',
+  mixtures: 'Wells shared by several memories: a cue recalls a mixture that nobody stored.',
+  'one valley': `One valley that many memories share, without a hill of ${MIN_BARRIER} nats inside: the cue keeps what they have in common.`,
+  circle: 'One valley around a hill: the cue keeps what the memories have in common, their distance from the centre.',
 }
 
 function start(root) {
@@ -210,7 +221,7 @@ function start(root) {
     computed = key
     E = s.patterns && !s.patterns.length ? null : landscape(s.shown, s.patterns, N, BOUND)
     s.minima = E ? minima(E, s.shown, s.patterns, N, BOUND) : []
-    s.phase = E ? phase(s.minima, s.patterns) : ''
+    s.phase = E ? phase(s.minima, E, N) : ''
   }
 
   function dot(x, y, r, fill, stroke = '#000', width = 1) {

@@ -8,6 +8,7 @@ import torch
 from helpers import none, refused
 from numpy.testing import assert_allclose
 from scipy.integrate import quad
+from scipy.optimize import brentq
 from scipy.special import i0, i0e, ive
 
 from amtutorial.circle import energy_am, score_am
@@ -319,6 +320,65 @@ def test_effective_number_around_the_circle():
         assert_allclose(n_eff, effective_number(torch.softmax(cosine / v, -1)), rtol=1e-9)
         assert_allclose(n_eff, K * i0e(1 / v)**2 / i0e(2 / v), rtol=1e-9)
         assert abs(n_eff[0] / (K * math.sqrt(v / math.pi)) - 1) < 0.1
+
+
+def test_cubic_term_near_the_origin():
+    "Equation (6.7): the push is 2(β-1)R - β³R³, and what is left is a constant times R⁵."
+    R = np.array([0.01, 0.02, 0.04])
+    push = score_am(np.stack([R, 0 * R], 1), 1.5)[:, 0]
+    left = push - (2 * 0.5 * R - 1.5**3 * R**3)
+    assert_allclose(left / R**5, left[0] / R[0]**5, rtol=5e-3)
+    assert_allclose(push, 2 * 0.5 * R - 1.5**3 * R**3, rtol=2e-5)
+
+
+def test_where_the_circle_breaks():
+    "Noise at which the median of N_eff falls to 16 and to 2: within 4% and 30% of (6.11)."
+    around = np.linspace(0, 2 * np.pi, 256, endpoint=False) + 0.01
+
+    def crossing(angles, N):
+        cosine = torch.from_numpy(np.cos(around[:, None] - angles))
+        n_eff = lambda u: effective_number(torch.softmax(cosine / math.exp(u), 1)).median().item()
+        return math.exp(brentq(lambda u: n_eff(u) - N, math.log(1e-6), 0, xtol=1e-3))
+
+    Ks, rng = [32, 64, 128, 256, 512, 1024], np.random.default_rng(7)
+    share = lambda v: i0e(1 / v)**2 / i0e(2 / v)
+    for N, off in (2, 0.3), (16, 0.04):
+        draws = [[crossing(rng.uniform(0, 2 * np.pi, K), N) for _ in range(4)] for K in Ks]
+        even = [crossing(np.arange(K) * 2 * np.pi / K, N) for K in Ks]
+        line = np.array([brentq(lambda v: K * share(v) - N, 1e-7, 5) for K in Ks])
+        assert np.abs(np.stack([np.mean(draws, 1), even]) / line - 1).max() < off, N
+        if N == 16:
+            assert abs(even[-1] / line[-1] - 1) < 0.02
+
+
+def test_learned_beside_exact():
+    "Bumps on a lattice, fitted to noised states, come near the exact energy at its temperature."
+    thousand, t, n = circle_patterns(1000).double(), 0.15, 20_000
+    g = torch.Generator().manual_seed(7)
+    x0 = thousand[torch.randint(1000, (n,), generator=g)]
+    xt = x0 + math.sqrt(t) * torch.randn(n, 2, generator=g, dtype=torch.float64)
+    lattice = torch.linspace(-2.4, 2.4, 13, dtype=torch.float64)
+    centres, width2 = torch.cartesian_prod(lattice, lattice), 0.25
+
+    def features(x):
+        off = x[:, None] - centres
+        bump = torch.exp(-off.square().sum(-1) / (2 * width2))
+        gradient = torch.cat([-(off / width2 * bump[..., None]).mT, x[..., None]], -1)
+        return torch.cat([bump, x.square().sum(-1, keepdim=True) / 2], -1), gradient
+
+    A, b = features(xt)[1].reshape(2 * n, -1), ((xt - x0) / t).reshape(-1)
+    ridge = 2 * torch.eye(A.shape[1], dtype=torch.float64)
+    weights = torch.linalg.solve(A.T @ A + ridge, A.T @ b)
+    axis = torch.linspace(-1.5, 1.5, 100, dtype=torch.float64)
+    points, beta = torch.cartesian_prod(axis, axis), 1 / (2 * t)
+    landscapes = [features(points)[0] @ weights, -marginal_logp(points, t, thousand),
+                  beta * energy_am(points, beta), 20 * energy_am(points, 20.)]
+    near = landscapes[1] - landscapes[1].min() < 6
+    learned, finite, infinite, cold = (U - U[near].mean() for U in landscapes)
+    rms = lambda u, v: (u - v)[near].square().mean().sqrt().item()
+    spread = math.sqrt((i0e(4 * beta) / i0e(2 * beta)**2 - 1) / 1000) # (6.9) in nats
+    assert rms(learned, finite) < 0.3 and rms(finite, infinite) < 4 * spread
+    assert rms(learned, cold) > 10 * rms(learned, infinite)
 
 
 def test_printed_and_colour_bar_numbers_of_the_page():

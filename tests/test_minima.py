@@ -202,6 +202,9 @@ def test_min_barrier_off_its_default():
     count = lambda t, b: len(exact_minima(nine, t, b, 201)[1])
     assert [count(0.15, b) for b in (0.1, 0.3, 0.5, 1.)] == [3, 3, 3, 1]
     assert [count(0.05, b) for b in (0.1, 0.3, 0.5, 1.)] == [5, 4, 3, 3]
+    assert [count(0.01, b) for b in (1e-3, 0.1, 0.3, 0.5, 1.)] == [7, 7, 5, 5, 5]
+    thousand = exact_minima(circle_patterns(1000).double(), 0.15, 1e-3, 201)[0].barrier
+    assert [(thousand >= b).sum().item() for b in (1e-3, 0.1, 0.3, 0.5, 1.)] == [4, 1, 1, 1, 1]
     kept = exact_minima(nine, 0.05, 0.1, 201)[0].barrier
     assert (kept >= 0.1).all() and ((kept < 0.3).sum() == 1)
 
@@ -349,6 +352,57 @@ def test_every_counted_minimum_of_a_sweep_is_one():
             if K >= 16 and t > 0.5: # one valley, without a hill
                 assert len(n_eff) == 1 and n_eff > 4
                 assert centre - energy.min(0).max() < MIN_BARRIER
+
+
+def hill_inside(energy):
+    "As in chapter 7: upside down, with a sea around it, the hills are lakes."
+    upside_down = np.pad(-energy, ((0, 1), (0, 0)), constant_values=-40)
+    return grid_minima(upside_down, wrap=True)[1][1:].max(initial=0)
+
+
+def test_hill_inside_is_that_of_the_full_circle():
+    "Sixty-four even memories are the full circle: the hill is E(0) - E(ring), in nats."
+    angles = np.arange(64) * 2 * np.pi / 64
+    R = np.linspace(0, 1.5, 3001)
+    for t in 0.05, 0.15, 0.3, 0.45, 0.55:
+        energy = polar(angles, t)[0]
+        U = (R - 1)**2 / (2 * t) - np.log(i0e(R / t))
+        exact = U[0] - U.min()
+        # the rim lies up to a quarter of √t beside a row: U'' h²/2 = 1/32 of a nat
+        assert 0 <= exact - hill_inside(energy) < 1 / 32 + 1e-6
+    assert hill_inside(energy) == 0 # t = 0.55: the ring has closed
+
+
+def test_one_valley_is_seldom_a_circle_when_memories_are_few():
+    "Shares at σ²t = 0.35 (75%, 97% and 99.7%, with a hill in 1%, 7%, 22%): five standard errors."
+    rng, n = np.random.default_rng(3), 200
+    for K, valley, ring in (8, 0.73, 0.01), (16, 0.97, 0.07), (32, 0.997, 0.20):
+        valleys, hills = 0, 0
+        for angles in rng.uniform(0, 2 * np.pi, (n, K)):
+            energy, points, _ = polar(angles, 0.35)
+            x = find_minima(energy, points, wrap=True).x
+            xi = torch.from_numpy(np.stack([np.cos(angles), np.sin(angles)], 1))
+            n_eff = effective_number(posterior_weights(x, 0.35, xi))
+            if len(n_eff) == 1 and n_eff[0] > 4:
+                valleys += 1
+                hills += hill_inside(energy) > 0
+        for k, of, p in (valleys, n, valley), (hills, valleys, ring):
+            assert abs(k / of - p) < 5 * math.sqrt(p * (1 - p) / of) + 0.05, (K, k, of)
+
+
+def test_nine_even_memories_are_a_ring_and_no_mixtures():
+    "(6.10): the climb 4 I_K / I_0 is 0.3 nats at σ²t = 0.064, with N_eff = 1.1; then a ring."
+    for K in 9, 100:
+        t = brentq(lambda t: 4 * ive(K, 1 / t) / i0e(1 / t) - 0.3, 1e-4, 0.5)
+        angles = torch.arange(2 * K, dtype=torch.float64) * math.pi / K # memories, and half-way
+        states = torch.stack([angles.cos(), angles.sin()], 1)
+        memories = states[::2]
+        n_eff = effective_number(posterior_weights(memories[:1], t, memories)).item()
+        bottom, top = -marginal_logp(states[:2], t, memories)
+        assert abs(top - bottom - 0.3) < 0.01 and n_eff < 1.5
+    energy, points, _ = polar(np.arange(9) * 2 * np.pi / 9, 0.15)
+    assert len(find_minima(energy, points, wrap=True).x) == 1
+    assert 1.4 < hill_inside(energy) < 1.7
 
 
 def test_minima_that_walk_to_one_place_count_once():

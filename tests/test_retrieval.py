@@ -6,9 +6,10 @@ import pytest
 import torch
 from helpers import refused
 from numpy.testing import assert_allclose
-from scipy.optimize import brentq
+from scipy.optimize import brentq, minimize_scalar
+from scipy.stats import binom
 from amtutorial.data import circle_patterns
-from amtutorial.hopfield import hopfield_energy
+from amtutorial.hopfield import dense_am_energy, hopfield_energy
 from amtutorial.retrieval import Retrieval, fixed_points, hopfield_update, retrieve
 from amtutorial.sampling import probability_flow, reverse_sde
 from amtutorial.sde import VESDETerms, effective_number, marginal_score, posterior_weights
@@ -76,6 +77,27 @@ def test_retrieval_restores_memories():
     alone = retrieve(mixed.x[1:], xi, 50.).x[0]
     assert torch.allclose(mixed.x[1], alone, rtol=0, atol=1e-6)
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("K, d", [(9, 2), (40, 16), (100_000, 2)]) # the last in blocks
+def test_retrieve_iterates_the_update(K, d, dtype): # which checks and converts at every step
+    randn = normal(12)
+    xi = unit(randn(K, d)).to(dtype)
+    x = (xi[:7] + 0.3 * randn(7, d)).to(dtype)
+    found = retrieve(x, xi, 6., 1e-6, 40)
+    step = lambda x: hopfield_update(x, xi, 6.)
+    wanted = fixed_points(step, x.double(), 1e-6, 40)
+    assert found.x.dtype == dtype and (found.steps == wanted.steps).all()
+    assert (found.converged == wanted.converged).all()
+    assert_allclose(found.x, wanted.x.to(dtype), rtol=1e-12, atol=1e-11)
+
+def test_update_of_unequal_norms_is_not_the_denoiser():
+    xi = torch.tensor([[1., 0.], [2., 1.]]).double()
+    x, beta = torch.tensor([[0.9, 0.1]]).double(), 4.
+    attention, denoiser = torch.softmax(beta * x @ xi.T, 1), posterior_weights(x, 1 / beta, xi)
+    close(hopfield_update(x, xi, beta), attention @ xi)
+    close(denoiser, torch.softmax(beta * x @ xi.T - beta * xi.square().sum(1) / 2, 1))
+    assert attention[0, 0] < 0.05 and denoiser[0, 0] > 0.95
+
 def test_rows_that_run_out_of_steps_are_marked():
     randn = normal(6)
     one = retrieve(randn(6, 64), unit(randn(50, 64)), beta=2., max_steps=1)
@@ -140,6 +162,86 @@ def test_both_branches_of_the_pitchfork(sign): # eleven noises, against the root
         root = brentq(lambda u: u - math.tanh(u / ratio), 1e-3, 1) if ratio < 1 else 0
         assert abs(y - sign * root) < 1e-6, ratio
 
+@pytest.mark.parametrize("beta", [0.1, 1., 5.]) # DenseAM
+def test_curvature_at_the_midpoint(beta): # (5.3)
+    pair = circle_patterns(2).double()
+    pair = pair - pair.mean(0)
+    a = pair[0].norm()
+    hessian = torch.func.hessian(lambda x: dense_am_energy(x[None], pair, beta)[0])(0 * pair[0])
+    assert abs(pair[0] @ hessian @ pair[0] / a**2 - (2 - 4 * beta * a**2)) < 1e-12
+
+@pytest.mark.parametrize("strength", [1.1, 2., 4., 8., 12.]) # Hopfield β in units of 1/a²
+def test_gap_between_minimum_and_memory(strength):
+    pair = circle_patterns(2).double()
+    pair = pair - pair.mean(0)
+    a = pair[0].norm().item()
+    m = brentq(lambda u: u - math.tanh(strength * u), 1e-3, 1)
+    x = retrieve(pair[:1], pair, strength / a**2).x
+    gap = (x - pair[:1]).norm().item() / a
+    n_eff = effective_number(posterior_weights(x, a**2 / strength, pair)).item()
+    assert abs(gap - (1 - m)) < 1e-6 and abs(n_eff - 2 / (1 + m**2)) < 1e-6 and gap > 0
+    assert strength < 4 or abs(gap / (2 * math.exp(-2 * strength)) - 1) < 0.01
+
+def potts(m, K): # (5.6)
+    return math.log((K - 1) * m / (1 - m)) / (m - (1 - m) / (K - 1))
+
+@pytest.mark.parametrize("K", [3, 10, 30, 158])
+def test_orthonormal_memories_vanish_with_a_jump(K):
+    fold = minimize_scalar(potts, bounds=(1 / K, 1), args=(K,), method="bounded")
+    xi = torch.eye(K).double()
+    held, lost = (retrieve(xi[:1], xi, fold.fun * r, max_steps=5000) for r in (1.001, 0.999))
+    assert held.converged and lost.converged
+    m = held.x.max().item()
+    assert fold.x < m < fold.x + 0.05 # next to the fold, 0.001 away: the root of 0.001
+    assert abs(potts(m, K) / (1.001 * fold.fun) - 1) < 1e-6
+    assert_allclose(lost.x, torch.full((1, K), 1 / K), rtol=0, atol=1e-6)
+
+@pytest.mark.parametrize("beta, most", [(6., 30), (8., 158)])
+def test_number_of_orthonormal_memories_is_sharp(beta, most):
+    m = np.linspace(0.5, 1, 10_001)[:-1]
+    room = lambda K: (np.exp(beta * (m - (1 - m) / (K - 1))) * (1 - m) / m).max() - (K - 1)
+    assert room(most) > 0 > room(most + 1)
+    for K in most, most + 1:
+        xi = torch.eye(K)
+        assert (retrieve(xi[:1], xi, beta, max_steps=5000).x.max() > 0.5) == (K == most)
+
+@pytest.mark.parametrize("K", [3, 10, 30])
+def test_mixture_and_memories_are_both_minima(K): # as deep as each other at Wu's transition
+    beta, xi = 2 * (K - 1) / (K - 2) * math.log(K - 1), torch.eye(K).double()
+    middle = xi.mean(0, keepdim=True)
+    memory = retrieve(xi[:1], xi, beta).x
+    assert memory.max() > 0.6 and abs(memory.max() - (K - 1) / K) < 1e-6
+    gap = hopfield_energy(memory, xi, beta) - hopfield_energy(middle, xi, beta)
+    assert abs(gap) < 1e-9
+    nudged = middle + 1e-3 * xi[:1]
+    assert (retrieve(nudged, xi, 0.98 * K, max_steps=5000).x - middle).norm() < 1e-5
+    assert (retrieve(nudged, xi, 1.02 * K, max_steps=5000).x - middle).norm() > 0.1
+
+def best_rate(K, d, q): # (5.5)
+    h, H = np.arange(d + 1), binom(d, 0.5)
+    return (binom(d, q).pmf(h) * (H.sf(h - 1)**K - H.sf(h)**K) / (K * H.pmf(h))).sum()
+
+@pytest.mark.parametrize("K, d, q", [(1, 32, 0.1), (3, 6, 0.3), (12, 8, 0.1), (40, 10, 0.25)])
+def test_best_rate_sums_over_ties(K, d, q):
+    h, H = np.arange(d + 1), binom(d, 0.5)
+    ties = np.arange(K)[:, None]
+    share = binom.pmf(ties, K - 1, H.pmf(h) / (H.pmf(h) + H.sf(h))) / (1 + ties)
+    nearest = (H.pmf(h) + H.sf(h))**(K - 1) # none of the others is nearer
+    assert abs((binom(d, q).pmf(h) * nearest * share.sum(0)).sum() - best_rate(K, d, q)) < 1e-9
+
+@pytest.mark.parametrize("K, wanted", [(2048, 0.94), (8192, 0.887)])
+def test_cold_network_finds_the_nearest_pattern(K, wanted):
+    generator, d, rates = torch.Generator().manual_seed(13), 32, []
+    for _ in range(6):
+        xi = torch.randn(K, d, generator=generator).sign() / math.sqrt(d)
+        x = xi[:80].where(torch.rand(80, d, generator=generator) >= 0.1, -xi[:80])
+        x = x + 1e-3 * torch.randn(x.shape, generator=generator) # breaks ties
+        ends = retrieve(x, xi, 64., 1e-5, 100).x
+        rates.append(((ends @ xi.T).argmax(1) == torch.arange(80)).double().mean())
+    best = best_rate(K, d, 0.1)
+    assert abs(best - wanted) < 0.01
+    assert abs(np.mean(rates) - best) < 5 * math.sqrt(best * (1 - best) / 480) + 0.01
+
 SDE = VESDETerms(1.)
 
 def score_of(xi):
@@ -163,8 +265,32 @@ def ambiguous():
     xi = randn(12, 32).sign() / math.sqrt(32)
     return xi, unit(xi[:4].mean(0) + 0.025 * randn(32), dim=0)
 
+@pytest.mark.parametrize("K", [4, 32, 256])
+@pytest.mark.parametrize("beta", [2., 8., 32.])
+def test_three_ways_of_recall(K, beta): # the flow is no worse, and sure cues end at their mode
+    generator, d = torch.Generator().manual_seed(14), 32
+    xi = torch.randn(8, K, d, generator=generator).sign() / math.sqrt(d)
+    truth = torch.randint(K, (8, 40), generator=generator)
+    x = xi.gather(1, truth[..., None].expand(-1, -1, d))
+    x = x.where(torch.rand(x.shape, generator=generator) >= 0.25, -x)
+    x = x + 1e-3 * torch.randn(x.shape, generator=generator)
+    times = ladder(1 / beta, 1.05)
+    hopfield = torch.stack([retrieve(a, b, beta, 1e-6, 5000).x for a, b in zip(x, xi)])
+    *_, sde = reverse_sde(score_of(xi), SDE, x, times, generator)
+    *_, flow = probability_flow(score_of(xi), SDE, x, times)
+    rates, ends = {}, {"hopfield": (hopfield, beta), "sde": (sde, 200), "flow": (flow, 200)}
+    weight, mode = torch.softmax(beta * x @ xi.mT, -1).max(-1)
+    for way, (end, cold) in ends.items():
+        w = torch.softmax(cold * end @ xi.mT, -1)
+        memory = effective_number(w) < 1.5
+        rates[way] = (memory & (w.argmax(-1) == truth)).double().mean(1)
+        sure = (memory & (w.argmax(-1) == mode))[weight > 0.999]
+        assert len(sure) == 0 or sure.double().mean() > 0.98
+    bar = math.hypot(rates["flow"].std(), rates["hopfield"].std()) / math.sqrt(8)
+    assert rates["flow"].mean() > rates["hopfield"].mean() - 5 * bar - 0.01
+
 @pytest.mark.parametrize("beta", [3., 10., 30.])
-def test_sde_samples_the_posterior(ambiguous, beta): # (5.4); Hopfield finds the mode
+def test_sde_samples_the_posterior(ambiguous, beta): # (5.4); Hopfield finds this mode
     xi, cue = ambiguous
     n, generator = 6000, torch.Generator().manual_seed(10)
     w = posterior_weights(cue, 1 / beta, xi)
@@ -185,13 +311,13 @@ def test_flow_finds_a_memory_with_few_large_steps(ambiguous):
     assert_allclose(*ends, rtol=0, atol=1e-3)
     assert (ends[0] @ xi.T).max() > 0.999
 
-def test_price_of_sampling(): # at β* the weights are the true probabilities
+def test_price_of_sampling(): # at β* = d/2 log((1-q)/q) the weights are the true probabilities
     generator, d = torch.Generator().manual_seed(30), 32
     xi = torch.randn(100, 32, d, generator=generator, dtype=torch.float64).sign() / math.sqrt(d)
     truth = torch.randint(32, (100, 40, 1), generator=generator)
     x = xi.gather(1, truth.expand(-1, -1, d))
     x = x.where(torch.rand(x.shape, generator=generator) >= 0.25, -x)
-    w = torch.softmax(d / 2 * math.log(3) * x @ xi.mT, -1) # (5.5) with q = 1/4
+    w = torch.softmax(d / 2 * math.log(3) * x @ xi.mT, -1) # β* with q = 1/4
     sampled = w.gather(2, truth).mean().item()
     decided = ((x @ xi.mT).argmax(-1, keepdim=True) == truth).double().mean().item()
     sampler, best = w.square().sum(-1).mean().item(), w.max(-1).values.mean().item()

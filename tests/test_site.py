@@ -542,11 +542,12 @@ def test_map_and_flow(explorer):
 @pytest.mark.parametrize(
     "K, t, phase",
     [
-        (2, 0.15, "memory"),
-        (9, 0.15, "spurious"),
-        (9, 0.02, "memory"),
-        (30, 0.3, "generalized"),
-        (9, 0.5, "generalized"),
+        (2, 0.15, "memories"),
+        (9, 0.15, "mixtures"),
+        (9, 0.02, "memories"),
+        (30, 0.15, "circle"),
+        (30, 0.3, "one valley"),
+        (9, 0.5, "one valley"),
     ],
 )
 def test_presets_and_slider(explorer, K, t, phase):
@@ -571,7 +572,7 @@ def test_presets_and_slider(explorer, K, t, phase):
 def test_circle_preset(explorer):
     explorer.locator("[data-preset=circle]").click()
     shown = state(explorer)
-    assert shown["phase"] == "generalized" and shown["patterns"] is None and shown["minima"] == []
+    assert shown["phase"] == "circle" and shown["patterns"] is None and shown["minima"] == []
     for t in 0.002, 0.15, 0.49, 0.6:  # the bottom of the valley: no force along the radius
         R = explorer.evaluate("t => amExplorer.ringRadius(t)", t)
         assert abs(
