@@ -46,6 +46,11 @@ def _check_width(x, d):
 
 class _KeepsForm(nn.Module):
     "Form and data's moments travel with the weights; published checkpoints name none of them."
+    def __init__(self, d):
+        super().__init__()
+        self.register_buffer("data_mean", torch.zeros(d)) # training fills in both
+        self.register_buffer("data_cov", torch.zeros(d, d))
+
     def get_extra_state(self):
         return torch.tensor(self.readout)
 
@@ -70,8 +75,8 @@ class ScoreNet(_KeepsForm):
         *,
         readout: bool = False, # False: the network gives the noise; True: the posterior mean
     ):
-        super().__init__()
         _check_network(marginal_prob_std, num_layers, input_dim, hidden_dim, embed_dim)
+        super().__init__(input_dim)
         self.marginal_prob_std, self.input_dim, self.readout = marginal_prob_std, input_dim, readout
         self.time_embed = nn.Sequential(
             FourierEmbedding(embed_dim, scale=4 if readout else 16),
@@ -84,8 +89,6 @@ class ScoreNet(_KeepsForm):
         layers.insert(-1, nn.LayerNorm(hidden_dim))
         self.hidden = nn.Sequential(*layers)
         self.output = nn.Linear(hidden_dim, input_dim)
-        self.register_buffer("data_mean", torch.zeros(input_dim)) # training fills in both
-        self.register_buffer("data_cov", torch.zeros(input_dim, input_dim))
 
     def scaled(self, x, t):
         "Point and time as the layers see them, and σ√t (..., 1)."

@@ -34,7 +34,6 @@ from amtutorial.core import one_thread
 from amtutorial.data import circle_patterns, plane_grid
 from amtutorial.likelihood import (
     energy_error,
-    network_divergence,
     ode_likelihood_with_laplacian,
     score_and_divergence,
 )
@@ -171,13 +170,13 @@ def stages(K, sigma, t, repeats, plain_steps, seed):
 
     slow, _ = median_time(lambda: plain_energy(model, process, grid, t), 1)
     looks = []
-    count = lambda *a: looks.append(len(a[1])) or network_divergence(*a)
+    count = lambda *a: looks.append(len(a[1])) or score_and_divergence(*a)
     energy = lambda: ode_likelihood_with_laplacian(grid, model, process, "cpu", t, patterns=xi)
-    with patch.object(likelihood, "network_divergence", count):
+    with patch.object(likelihood, "score_and_divergence", count):
         energy()
     fast, logp = median_time(energy, repeats)
     error = energy_error(-logp, -marginal_logp(grid, t, xi, sigma))
-    both = LARGE + 2 * (LARGE - 1)  # products for a score and two derivatives
+    both = LARGE + 2 * LARGE  # products for a score, and two passes back
     yield "energy, 100 x 100", slow, fast, error, sum(looks) * both * product / fast
 
 
@@ -231,30 +230,17 @@ def training_parts(repeats):
     yield "their matrix products alone", *in_turns(products, train, repeats)
 
 
-def high_dimension():
-    "The divergence of a network in 64 dimensions by 16 directions: by autograd, and pushed."
-    model = ScoreNet(64, marginal_prob_std=VESDETerms(1.0).marginal_prob_std, readout=True)
-    x, t, probes = torch.randn(1000, 64), torch.tensor(0.15), torch.randn(16, 1000, 64).sign()
-    unknown = lambda x, t: model(x, t)
-    general = lambda: score_and_divergence(unknown, x, t, probes)
-    return general, lambda: network_divergence(model, x, t, probes)
-
-
 def network_parts(repeats):
     "Rows about scores, divergences and energies."
     xi, process, t = circle_patterns(9), VESDETerms(1.0), torch.tensor(0.15)
     model = train_loop(xi, process, 200, seed=0, device="cpu")
     grid = plane_grid(100)[2]
     few = grid[::10]
-    ours = lambda: network_divergence(model, few, t)
+    ours = lambda: score_and_divergence(model, few, t)
     jacobian = vmap(jacrev(lambda x: model(x, t)))
     each = lambda: jacobian(few).diagonal(dim1=1, dim2=2).sum(1)
-    unknown = lambda x, t: model(x, t)  # not known as a network
     with torch.no_grad():
         yield "divergence, a Jacobian a point", *in_turns(each, ours, repeats, 5)
-        general = lambda: score_and_divergence(unknown, few, t)
-        yield "divergence, by autograd", *in_turns(general, ours, repeats, 5)
-        yield "  16 directions in 64 dimensions", *in_turns(*high_dimension(), repeats, 3)
         once, often = lambda: model(few, t), lambda: model(few, t.expand(len(few)))
         yield "a time embedded for each point", *in_turns(often, once, repeats, 20)
     energy = lambda: ode_likelihood_with_laplacian(grid, model, process, "cpu", 0.15, patterns=xi)

@@ -14,7 +14,6 @@ from amtutorial.data import circle_patterns, plane_grid
 from amtutorial.likelihood import (
     compute_laplacian,
     energy_error,
-    network_divergence,
     ode_likelihood_with_laplacian,
     score_and_divergence,
     to_energy,
@@ -82,35 +81,22 @@ def test_energy_error_by_hand():
 @pytest.mark.parametrize("d", [1, 5])
 @pytest.mark.parametrize("one_time", [False, True])
 @pytest.mark.parametrize("sigma", [1.0, 1.7])
-def test_network_divergence_is_the_trace_of_the_jacobian(readout, d, one_time, sigma):
+def test_divergence_of_a_network_is_the_trace_of_the_jacobian(readout, d, one_time, sigma):
     "The full Jacobian by automatic differentiation; exact, and along random directions."
     model, g = network(d, readout, sigma), torch.Generator().manual_seed(1)
     x = torch.randn(20, d, generator=g, dtype=torch.float64)
     t = double(0.3) if one_time else 0.1 + 0.9 * torch.rand(20, generator=g).double()
     J = torch.autograd.functional.jacobian(lambda y: model(y, t).sum(0), x)  # (d, 20, d)
     J = J.transpose(0, 1)  # (20, i, j): points do not mix
-    score, divergence = network_divergence(model, x, t)
+    score, divergence = score_and_divergence(model, x, t)
     close = partial(assert_allclose, rtol=1e-10, atol=1e-10)
-    close(score.detach(), model(x, t).detach())
-    close(divergence.detach(), torch.einsum("bii->b", J))
+    close(score, model(x, t).detach())
+    close(divergence, torch.einsum("bii->b", J))
     v = torch.randint(2, (3, 20, d), generator=g).double() * 2 - 1
-    score, estimate = network_divergence(model, x, t, v)
-    close(score.detach(), model(x, t).detach())
-    close(estimate.detach(), torch.einsum("pbi,bij,pbj->b", v, J, v) / 3)
-
-
-@pytest.mark.parametrize("readout", [False, True])
-def test_forwards_and_backwards_agree(readout):
-    "A `ScoreNet` and a function that hides it; with and without directions."
-    model, g = network(3, readout), torch.Generator().manual_seed(2)
-    x = torch.randn(20, 3, generator=g, dtype=torch.float64)
-    t = 0.1 + 0.9 * torch.rand(20, generator=g).double()
-    probes = torch.randint(2, (4, 20, 3), generator=g).double() * 2 - 1
-    for v in None, probes:
-        ours = score_and_divergence(model, x, t, v)
-        other = score_and_divergence(lambda x, t: model(x, t), x, t, v)
-        for a, b in zip(ours, other):
-            assert_allclose(a.detach(), b, rtol=1e-10, atol=1e-10)
+    score, estimate = score_and_divergence(model, x, t, v)
+    close(score, model(x, t).detach())
+    close(estimate, torch.einsum("pbi,bij,pbj->b", v, J, v) / 3)
+    assert all(p.grad is None for p in model.parameters()) and not score.requires_grad
 
 
 @pytest.mark.parametrize("sigma", [1.0, 0.6])
@@ -267,6 +253,58 @@ def test_at_the_last_time_the_density_is_known():
     assert_allclose(likelihood(x, EXACT, VESDETerms(0.7), eps=1.0), gauss, rtol=1e-5, atol=1e-5)
 
 
+def told(score, mean, cov):
+    "The same score, which knows the mean and covariance of its data."
+    knows = partial(score)
+    knows.data_mean, knows.data_cov = torch.as_tensor(mean), torch.as_tensor(cov)
+    return knows
+
+
+MEAN, COV = [0.3, -0.2], [[0.5, 0.1], [0.1, 0.4]]
+
+
+@pytest.mark.parametrize("sigma", [1.0, 0.7])
+@pytest.mark.parametrize("readout", [False, True])
+def test_the_end_without_memories(sigma, readout):
+    """At t = 1 nothing is left but the end: the matched Gaussian of a network that knows its data,
+    or of a function with the attributes; N(0, σ²I) for both without. Memories overrule it."""
+    x, sde, eye = plane_grid(8)[2].double(), VESDETerms(sigma), torch.eye(2).double()
+    gauss = lambda mean, cov: torch.distributions.MultivariateNormal(double(mean), cov).log_prob(x)
+    matched, plain = gauss(MEAN, double(COV) + sigma**2 * eye), gauss([0.0, 0.0], sigma**2 * eye)
+    model, score = network(2, readout, sigma), partial(EXACT, sigma=sigma)
+    at_the_end = lambda f, **options: likelihood(x, f, sde, eps=1.0, **options)
+    close = partial(assert_allclose, rtol=1e-6, atol=1e-6)  # moments in single precision
+    close(at_the_end(model), plain)  # untrained: both moments are zero
+    close(at_the_end(score), plain)
+    model.data_mean, model.data_cov = torch.tensor(MEAN), torch.tensor(COV)
+    close(at_the_end(model), matched)
+    close(at_the_end(told(score, MEAN, COV)), matched)
+    close(at_the_end(lambda x, t: model(x, t)), plain)
+    exact = marginal_logp(x, 1.0, NINE, sigma)
+    for f in model, told(score, MEAN, COV):
+        close(at_the_end(f, patterns=NINE), exact)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_the_end_takes_any_precision(kind):
+    "Network and moments of either kind: the result has the network's, to single rounding."
+    model, x = network(2, True).to(kind), plane_grid(8)[2]
+    expected = likelihood(x, told(network(2, True), MEAN, COV), SDE, eps=0.5)
+    for moments in torch.float32, torch.float64:
+        model.data_mean, model.data_cov = torch.tensor(MEAN).to(moments), torch.tensor(COV).to(kind)
+        logp = likelihood(x, model, SDE, eps=0.5)
+        assert logp.dtype == kind
+        assert_allclose(logp, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_one_memory_needs_no_more_than_its_moments():
+    "For one memory the matched Gaussian is p_1 itself: mean at the memory, no covariance."
+    x, xi = plane_grid(8)[2].double(), NINE[:1]
+    one = told(partial(marginal_score, patterns=xi), xi[0], torch.zeros(2, 2))
+    logp = likelihood(x, one, SDE, eps=0.15, steps=20)
+    assert_allclose(logp, marginal_logp(x, 0.15, xi), atol=1e-6)
+
+
 @pytest.mark.parametrize("t, steps", [(0.9, 3), (0.15, 3), (0.05, 5), (0.01, 9), (1e-5, 23)])
 def test_default_steps(t, steps):
     "Two for each unit of log t, at least three; four looks at the score in each."
@@ -304,8 +342,10 @@ def test_a_flow_loses_no_probability(readout):
         torch.manual_seed(3)
         model = ScoreNet(2, marginal_prob_std=SDE.marginal_prob_std, readout=readout)
     wide = plane_grid(61, 7.5)[2]  # points 0.25 apart
-    logp = likelihood(wide, model, SDE, eps=0.3, steps=6)
-    assert abs(0.25**2 * logp.exp().sum() - 1) < 2e-3
+    for cov in torch.zeros(2, 2), torch.tensor(COV):
+        model.data_cov = cov
+        logp = likelihood(wide, model, SDE, eps=0.3, steps=6)
+        assert abs(0.25**2 * logp.exp().sum() - 1) < 2e-3
 
 
 def test_refusals():

@@ -374,7 +374,7 @@ def test_hill_inside_is_that_of_the_full_circle():
 
 
 def test_one_valley_is_seldom_a_circle_when_memories_are_few():
-    "Shares at σ²t = 0.35 (75%, 97% and 99.7%, with a hill in 1%, 7%, 22%): five standard errors."
+    "Shares at σ²t = 0.35 (73%, 97%, 99.7%, with a hill in 1%, 7%, 20%): five errors and 0.05."
     rng, n = np.random.default_rng(3), 200
     for K, valley, ring in (8, 0.73, 0.01), (16, 0.97, 0.07), (32, 0.997, 0.20):
         valleys, hills = 0, 0

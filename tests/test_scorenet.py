@@ -159,6 +159,36 @@ def test_the_form_travels_with_the_weights():
         assert loaded.readout and torch.equal(loaded(x, t), other(x, t))
 
 
+def test_the_moments_travel_with_the_weights():
+    "Zero before training; saved and loaded with the weights, and cast with them."
+    model, other = network(), network(1)
+    for m in model, network(input_dim=3):
+        d = m.input_dim
+        assert m.data_mean.shape == (d,) and m.data_cov.shape == (d, d)
+        assert not m.data_mean.any() and not m.data_cov.any()
+    model.data_mean, model.data_cov = torch.tensor([0.5, -0.25]), torch.eye(2) / 8
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.data_mean, model.data_mean)
+    assert torch.equal(other.data_cov, model.data_cov)
+    assert model.double().data_mean.dtype == model.data_cov.dtype == torch.float64
+    names = {name for name, _ in model.named_parameters()}
+    assert not names & {"data_mean", "data_cov"}  # nothing that an optimizer would move
+
+
+def test_a_published_checkpoint_names_no_moments():
+    "It loads, leaves none behind from before, and is not changed by it."
+    model = network()
+    ours = "_extra_state", "data_mean", "data_cov"
+    checkpoint = {k: v for k, v in network(1).state_dict().items() if k not in ours}
+    model.data_mean, model.data_cov = torch.tensor([0.5, -0.25]), torch.eye(2)
+    model.load_state_dict(checkpoint)
+    assert not model.data_mean.any() and not model.data_cov.any()
+    assert not set(checkpoint) & set(ours)
+    x, t = torch.randn(20, 2), torch.rand(20)
+    with torch.no_grad():
+        assert torch.equal(model(x, t), network(1)(x, t))
+
+
 @pytest.mark.parametrize("d, sigma", [(1, 1.0), (3, 2.0), (3, 0.5)])
 def test_one_memory_is_solved_by_a_constant(d, sigma):
     lone = torch.randn(1, d)
