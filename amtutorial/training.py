@@ -8,6 +8,7 @@ __all__ = ['stratified_times', 'noisy_batch', 'loss_fn', 'train_loop', 'update_e
 
 # %% ../nbs/10_training.ipynb #db1e4ec4
 import math
+from copy import deepcopy
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.auto import tqdm
@@ -74,11 +75,27 @@ def loss_fn(
 
 # %% ../nbs/10_training.ipynb #e2c7e7f7
 @torch.inference_mode(False) # weights that can be trained, wherever this is called
-def _new_network(d, vesde, readout, seed):
-    "An untrained network, whose weights follow from the seed alone."
+def _new_network(patterns, vesde, seed, **network):
+    "An untrained network that knows the memories' moments; its weights follow from the seed alone."
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed) # `torch.manual_seed` would seed the GPU as well
-        return ScoreNet(d, marginal_prob_std=vesde.marginal_prob_std, readout=readout).float()
+        std, d = vesde.marginal_prob_std, patterns.shape[1]
+        model = ScoreNet(d, marginal_prob_std=std, **network).float().to(patterns.device)
+    model.data_mean, model.data_cov = moments(patterns)
+    return model
+
+def _check_counts(**counts):
+    "Raises TypeError or ValueError unless all of them are whole numbers above 0."
+    for name, n in counts.items():
+        check_count(n, name)
+
+def _adam(model, lr, iterations, constant):
+    "Adam, and the schedule of its rate: one cycle up and down, or none."
+    optimizer = torch.optim.Adam(model.parameters(), lr, betas=(0.9, 0.95), fused=True)
+    if constant:
+        return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.)
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, lr, total_steps=max(iterations, 20), pct_start=0.1, cycle_momentum=False)
 
 def _batches(patterns, vesde, iterations, times, draws, exact_targets, seed):
     "What `noisy_batch` returns, once for each step; made fifty steps at a time, which is faster."
@@ -104,22 +121,20 @@ def train_loop(
     draws: int = 8, # draws of noise for each of them
     exact_targets: bool = True, # regress on posterior means; False: on draws of the noise
     readout: bool = True, # network form (9.3); False: the published (9.2)
+    network: dict | None = None, # sizes of the network by name, as `ScoreNet` takes them
+    average: float | None = None, # keep the rate, average weights with this decay; None: one cycle
     seed: int | None = None, # seed of weights and noise; None: drawn from PyTorch's generator
 ) -> ScoreNet: # the trained network, in evaluation mode, on `device`
     "Train a score network by denoising score matching (equation 10.4). Raises for bad input."
-    counts = dict(iterations=iterations, log_freq=log_freq, times=times, draws=draws)
-    for name, n in counts.items():
-        check_count(n, name)
+    _check_counts(iterations=iterations, log_freq=log_freq, times=times, draws=draws)
     lr, device = check_number(lr, "lr"), pick_device(device)
     patterns = as_patterns(train_loader).detach().to(device, torch.float32)
     seed = torch.randint(2**31, ()).item() if seed is None else check_seed(seed)
     batches = _batches(patterns, vesde, iterations, times, draws, exact_targets, seed)
     bar = tqdm(batches, f"training, K = {len(patterns):,}", iterations, unit="step", delay=1)
-    model = _new_network(patterns.shape[1], vesde, readout, seed).to(device)
-    model.data_mean, model.data_cov = moments(patterns)
-    optimizer = torch.optim.Adam(model.parameters(), lr, betas=(0.9, 0.95), fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, lr, total_steps=max(iterations, 20), pct_start=0.1, cycle_momentum=False)
+    model = _new_network(patterns, vesde, seed, readout=readout, **(network or {}))
+    kept = model if average is None else deepcopy(model)
+    optimizer, schedule = _adam(model, lr, iterations, constant=average is not None)
     with one_thread(), torch.autocast(device.type, enabled=False):
         for i, (x, t, std, target, weight) in enumerate(bar, 1):
             loss = (weight * (std * model(x, t) - target).square()).mean()
@@ -128,9 +143,11 @@ def train_loop(
             torch.nn.utils.clip_grad_norm_(model.parameters(), 10.)
             optimizer.step()
             schedule.step()
+            if average is not None:
+                update_ema(kept, model, min(average, i / (i + 10))) # less of the first steps
             if i % log_freq == 0:
                 bar.set_postfix(loss=f"{loss.item():.4f}")
-    return model.eval()
+    return kept.eval()
 
 # %% ../nbs/10_training.ipynb #56038fdd
 @torch.no_grad()
@@ -186,8 +203,7 @@ def trained_model(
     train = lambda: train_loop(patterns, vesde, iterations, device=device, seed=seed)
     if not cache:
         return train()
-    K, d = patterns.shape
-    new = lambda: _new_network(d, vesde, True, seed)
+    new = lambda: _new_network(patterns, vesde, seed, readout=True)
     config = dict(patterns=patterns.tolist(), sigma=vesde.sigma, iterations=iterations, seed=seed)
-    modules = "core", "sde", "scorenet", "training"
-    return cached(f"K{K}", config, modules, new, train).to(device)
+    modules = "core", "sde", "sampling", "scorenet", "training"
+    return cached(f"K{len(patterns)}", config, modules, new, train).to(device)

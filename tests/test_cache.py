@@ -457,7 +457,7 @@ def test_the_loop_is_called_with_the_settings(folder, monkeypatch):
 
     def loop(patterns, vesde, iterations, **options):
         seen.update(options, sigma=vesde.sigma, iterations=iterations, patterns=patterns)
-        return training._new_network(2, vesde, True, 0)
+        return training._new_network(patterns, vesde, 0, readout=True)
 
     monkeypatch.setattr(training, "train_loop", loop)
     trained_model(circle_patterns(2), 0.5, iterations=7, seed=3, device="cpu")

@@ -459,3 +459,32 @@ def test_one_step_too_many_throws_samples_of_accurate_networks():
     page = torch.cat([grid, grid[-1:] - (grid[0] - grid[1])])
     y = euler_maruyama(model, marginal_sample(200, 1.0, NINE, generator=g), page, g)
     assert memory_shares(y, NINE)["distance"] > 2
+
+
+def test_sizes_of_the_network():
+    "`network` reaches the layers, and the trained network keeps its moments."
+    sizes = dict(num_layers=3, hidden_dim=24, embed_dim=8)
+    model = train_loop(circle_patterns(9), SDE, 3, device="cpu", seed=0, network=sizes)
+    assert model.input_proj.weight.shape == (24, 10) and len(model.hidden) == 5
+    assert torch.allclose(model.data_mean, circle_patterns(9).mean(0))
+    assert "num_layers" in refused(
+        train_loop, circle_patterns(9), SDE, 3, network=dict(num_layers=1))
+
+
+def test_constant_rate_and_average_by_hand():
+    "With `average`: Adam at a constant rate, and an average that forgets its first steps."
+    xi, lr, decay, steps = circle_patterns(9), 1e-3, 0.6, 20
+    model = train_loop(xi, SDE, steps, lr, "cpu", seed=4, average=decay)
+    live = training._new_network(xi, SDE, 4, readout=True)
+    kept = [p.detach().clone() for p in live.parameters()]
+    adam = torch.optim.Adam(live.parameters(), lr, betas=(0.9, 0.95))
+    batches = training._batches(xi, SDE, steps, 32, 8, True, 4)
+    for i, (x, t, std, target, weight) in enumerate(batches, 1):
+        adam.zero_grad()
+        (weight * (std * live(x, t) - target).square()).mean().backward()
+        torch.nn.utils.clip_grad_norm_(live.parameters(), 10.)
+        adam.step()
+        a = min(decay, i / (i + 10))
+        kept = [a * k + (1 - a) * p.detach() for k, p in zip(kept, live.parameters())]
+    for mine, by_hand in zip(model.parameters(), kept):
+        assert torch.allclose(mine, by_hand, rtol=1e-3, atol=1e-5) # sums in another order
