@@ -1,11 +1,14 @@
 """The command: what it answers, what it writes, and how it says no."""
+import importlib
 import inspect
 import json
 import os
 import subprocess
 import sys
 
+import matplotlib.pyplot as plt
 import pytest
+from distributed import LocalCluster
 
 from amtutorial import experiment
 from amtutorial.cli import main, parser
@@ -126,3 +129,55 @@ def test_options_that_do_not_parse(line, capsys):
 def test_the_status_reaches_the_shell(tmp_path):
     done = run("--sizes", "0", "--out", str(tmp_path / "out"))
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+
+
+def test_options_of_the_sweeps_reach_their_functions(monkeypatch, capsys, tmp_path):
+    "Sizes and steps are lists of numbers; the transition takes one number of steps."
+    asked = {}
+
+    def swept(*args):
+        asked["args"] = args
+        return "table"
+
+    for name, steps in dict(transition=7, digits=[7, 9]).items():
+        module = importlib.import_module(f"amtutorial.{name}")
+        monkeypatch.setattr(module, "sweep", swept)
+        monkeypatch.setattr(module, f"draw_{name}", lambda table: plt.figure())
+        monkeypatch.setattr(module, f"format_{name}", lambda table: table + " printed")
+        line = [name, "--sizes", "4,30", "--seeds", "2", "--jobs", "3", "--quick"]
+        text = ",".join(map(str, steps if name == "digits" else [steps]))
+        assert main([*line, "--steps", text, "--out", str(tmp_path)]) == 0
+        assert asked["args"] == ([4, 30], 2, steps, 3, tmp_path, True)
+        assert (tmp_path / f"{name}.png").exists()
+        assert capsys.readouterr().out.startswith("table printed\n")
+        assert main([name, "--out", str(tmp_path)]) == 0
+        assert asked["args"] == (None, None, None, 2, tmp_path, False)
+        capsys.readouterr()
+
+
+@pytest.mark.parametrize("line, why", [
+    ("transition --sizes two", "--sizes must be whole numbers separated by commas, not two"),
+    ("transition --sizes 1", "each of sizes must be between 2 and 60,000 inclusive, not 1"),
+    ("digits --steps 1,x", "--steps must be whole numbers separated by commas, not 1,x"),
+    ("digits --sizes 2000", "each of sizes must be between 1 and 1,024 inclusive, not 2,000"),
+    ("digits --jobs 0 --quick", "jobs must be at least 1, not 0"),
+    ("digits --out /dev/null/x", "")])
+def test_sweeps_say_no(line, why, capsys):
+    assert main(line.split()) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"amtutorial: {why}") and said.count("\n") == 1
+
+
+def test_a_sweep_goes_on_where_it_was_and_on_a_cluster(tmp_path):
+    "Two processes of Dask compute the pieces that are missing; the others are read."
+    line = ["digits", "--sizes", "8", "--seeds", "1", "--quick", "--out", str(tmp_path)]
+    assert run(*line, "--steps", "3", "--jobs", "1").returncode == 0
+    first = {p: p.stat().st_mtime_ns for p in (tmp_path / "pieces").iterdir()}
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        address = cluster.scheduler_address
+        done = run(*line, "--steps", "3,5", "--backend", "dask", "--scheduler", address)
+    assert done.returncode == 0, done.stderr
+    later = {p: p.stat().st_mtime_ns for p in (tmp_path / "pieces").iterdir()}
+    assert first.items() < later.items() and len(later) == len(first) + 1
+    table = json.loads((tmp_path / "digits.json").read_text())
+    assert [p["settings"]["steps"] for p in table["pieces"]] == [0, 3, 5]

@@ -1,0 +1,183 @@
+"""Real images: the three classes by brute force, the fair coin, the pieces of the sweep."""
+import json
+import math
+from functools import partial
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT, refused
+from sklearn.datasets import load_digits
+from amtutorial.digits import (
+    DELTAS, RECIPES, SIGMA, SIZES, STEPS, classify_samples, copying_report, denoising_error,
+    digit_images, digit_piece, nearest_images, sample_digits, sweep, train_digits)
+from amtutorial.sde import marginal_score
+
+def normal(*shape, seed=0):
+    "Standard normal numbers in double precision."
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+@pytest.mark.parametrize("held_out", [1, 773, 1796])
+def test_images_are_parted_and_none_is_lost(held_out):
+    train, new = digit_images(4, held_out)
+    assert train.shape == (1797 - held_out, 64) and new.shape == (held_out, 64)
+    both = torch.cat([train, new])
+    assert both.dtype == torch.float32 and both.min() == -1 and both.max() == 1
+    rows = lambda a: sorted(map(tuple, np.asarray(a).tolist()))
+    assert rows((both + 1) * 8) == rows(load_digits().data)
+
+def test_seeds_of_the_images():
+    assert torch.equal(digit_images(3)[0], digit_images(3)[0])
+    assert not torch.equal(digit_images(3)[0], digit_images(4)[0])
+    assert refused(digit_images, -1).startswith("ValueError: seed")
+    assert refused(digit_images, 0, 1797) == (
+        "ValueError: held_out must be between 1 and 1,796 inclusive, not 1,797")
+    assert refused(digit_images, 0, 0).startswith("ValueError: held_out")
+
+def by_hand(samples, patterns, delta_m, delta_s):
+    "The classes, one sample after the other, from the definition."
+    names = []
+    for i, x in enumerate(samples):
+        to_train = min(math.dist(x, p) for p in patterns)
+        others = [math.dist(x, y) for j, y in enumerate(samples) if j != i]
+        odd = min(others, default=math.inf) <= delta_s
+        names.append("memorized" if to_train <= delta_m else "spurious" if odd else "generalized")
+    return names
+
+@pytest.mark.parametrize("d, scale", [(1, 3.), (2, 1.), (8, 0.4), (9, 0.4), (64, 0.1)])
+@pytest.mark.parametrize("offset", [0., 1000.])
+def test_classes_by_brute_force(d, scale, offset):
+    x, xi = scale * normal(60, d) + offset, scale * normal(40, d, seed=1) + offset
+    x[:5], x[5:8] = xi[:5], x[10:13] # exact copies, of memories and of siblings
+    seen = set()
+    for delta_m, delta_s in (1., 1.), (0.3, 0.6), (0.6, 0.3), (1e-3, 1e-3):
+        masks = classify_samples(x, xi, delta_m, delta_s)
+        wanted = by_hand(x.tolist(), xi.tolist(), delta_m, delta_s)
+        for name, mask in masks._asdict().items():
+            assert mask.dtype == torch.bool
+            assert mask.tolist() == [w == name for w in wanted], (name, delta_m, delta_s)
+        seen |= set(wanted)
+    assert len(seen) == 3
+
+def test_thresholds_are_inclusive_and_memorized_comes_first():
+    xi, x = [[0., 0.]], [[0., 1.], [0., 1.], [3., 4.], [3., 6.]]
+    memorized, spurious, generalized = classify_samples(x, xi, delta_s=2.)
+    assert memorized.tolist() == [True, True, False, False]
+    assert spurious.tolist() == [False, False, True, True] and not generalized.any()
+    assert classify_samples(x, xi, delta_m=5., delta_s=1.).memorized.tolist() == [1, 1, 1, 0]
+    assert classify_samples(x, xi, delta_s=1.9).generalized.tolist() == [0, 0, 1, 1]
+    assert classify_samples([[9., 9.]], xi).generalized.tolist() == [True] # alone: no sibling
+
+def test_distances_in_blocks_and_their_indices():
+    x, xi = normal(3000, 20), normal(1500, 20, seed=1)
+    d, which, sibling, other = nearest_images(x, xi)
+    plain = torch.cdist(x, xi, compute_mode="donot_use_mm_for_euclid_dist")
+    assert torch.allclose(d, plain.min(1).values, atol=1e-10)
+    assert torch.equal(which, plain.argmin(1))
+    plain = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(9e9)
+    assert torch.allclose(sibling, plain.min(1).values, atol=1e-10)
+    assert torch.equal(other, plain.argmin(1))
+
+def test_classes_refuse_what_they_cannot_use():
+    x = torch.zeros(3, 2)
+    assert refused(classify_samples, x, torch.zeros(2, 3)).startswith("ValueError: patterns")
+    assert refused(classify_samples, x[0], x).startswith("ValueError: samples")
+    assert refused(classify_samples, x * math.nan, x).startswith("ValueError: samples")
+    assert refused(classify_samples, "digits", x).startswith("TypeError: samples")
+    assert refused(classify_samples, x, x, 0).startswith("ValueError: delta_m")
+    assert refused(classify_samples, x, x, 1, math.inf).startswith("ValueError: delta_s")
+    whole = classify_samples(np.zeros((3, 2), int), [[0, 0]])
+    assert whole.memorized.all() and whole.memorized.shape == (3,)
+
+def test_copies_are_found():
+    train, new = normal(200, 5), normal(300, 5, seed=1)
+    copies = train[torch.arange(400) % 200] + 1e-4 * normal(400, 5, seed=2)
+    copies[7] = train[123]
+    report = copying_report(copies, train, new)
+    assert report["copied"] == 1 and report["nearer_to_train"] == pytest.approx(1)
+    assert report["copied_null"] == pytest.approx(0.01, abs=0.004)
+    assert report["closest"][0] == (7, 123, 0.) and len(report["closest"]) == 5
+    assert report["nearer_error"] == pytest.approx(0.5 / math.sqrt(200), rel=0.01)
+    assert all(type(a) in (float, list) for a in report.values())
+    json.dumps(report)
+
+def test_the_coin_is_fair():
+    "Fresh samples, many of them or few different ones, over many draws of the data."
+    tosses = []
+    for seed in range(200):
+        x, train, new = (normal(n, 3, seed=3 * seed + i) for i, n in enumerate((100, 150, 90)))
+        x = x if seed % 2 else x[:4].repeat(25, 1) # four answers, each given 25 times
+        report = copying_report(x, train, new, seed=seed)
+        tosses.append((report["nearer_to_train"] - 0.5) / report["nearer_error"])
+    tosses = torch.tensor(tosses)
+    assert abs(tosses.mean()) < 5 / math.sqrt(200)
+    for half in tosses[::2], tosses[1::2]:
+        assert abs(half.square().mean() - 1) < 5 * math.sqrt(2 / 100)
+
+def test_false_alarms_and_bad_input_of_the_report():
+    x, train, new = normal(50, 3), normal(60, 3, seed=1), normal(1000, 3, seed=2)
+    for share in 0.01, 0.2:
+        report = copying_report(x, train, new, share)
+        assert report["copied_null"] == pytest.approx(share, abs=0.003)
+    assert copying_report(x, train, new, seed=1) != copying_report(x, train, new, seed=2)
+    assert refused(copying_report, x, train, new[:, :2]).startswith("ValueError: held_out")
+    assert refused(copying_report, x[:, :2], train, new).startswith("ValueError: samples")
+    assert refused(copying_report, x, train[0], new).startswith("ValueError: train")
+    assert refused(copying_report, x, train, new, 1.5).startswith("ValueError: false_alarm")
+
+def test_denoising_error_at_its_two_ends():
+    train, new = digit_images()
+    zero = lambda x, t: torch.zeros_like(x)
+    for noise in 0.3, 1.2:
+        assert denoising_error(zero, new, noise) == pytest.approx(1, abs=0.02)
+        one = partial(marginal_score, patterns=train[:1], sigma=SIGMA)
+        assert denoising_error(one, train[:1], noise) < 1e-6
+        wrong = (train[:1] - new).square().mean().item() / noise**2
+        assert denoising_error(one, new, noise, draws=773) == pytest.approx(wrong, rel=1e-3)
+    assert denoising_error(zero, new, seed=1) != denoising_error(zero, new, seed=2)
+
+def test_training_and_sampling_follow_their_seeds():
+    xi = digit_images()[0][:4]
+    train = lambda **options: train_digits(xi, 3, **options).output.weight.detach()
+    assert torch.equal(train(seed=1), train(seed=1))
+    assert not torch.equal(train(seed=1), train(seed=2))
+    assert not torch.equal(train(), train(recipe="steady"))
+    model = train_digits(xi, 3)
+    x = sample_digits(model, 5, 1)
+    assert x.shape == (5, 64) and torch.equal(x, sample_digits(model, 5, 1))
+    assert not torch.equal(x, sample_digits(model, 5, 2))
+    assert refused(train_digits, xi, 3, "fast") == (
+        f"ValueError: recipe must be one of {', '.join(RECIPES)}, not 'fast'")
+
+def test_the_exact_score_memorizes():
+    numbers = digit_piece("exact", 32, 0, seed=1, n=100)
+    assert numbers["memorized"] == [1.] * len(DELTAS) and numbers["spurious"] == [0.] * len(DELTAS)
+    assert numbers["error_train"] < 1e-4 and numbers["error_new"] > 1
+    assert numbers["n_spurious"] == numbers["answers"] == 0 and numbers["nearer"] is None
+    assert refused(digit_piece, "exact", 1025, 0).startswith("ValueError: K")
+
+def test_a_small_sweep_is_kept_and_read_back(tmp_path):
+    table = sweep([8], 1, [2], jobs=1, folder=tmp_path, quick=True)
+    settings = [piece["settings"] for piece in table["pieces"]]
+    assert settings == [dict(recipe="exact", K=8, steps=0, seed=0),
+                        dict(recipe="cycle", K=8, steps=2, seed=0)]
+    kept = json.loads((tmp_path / "digits.json").read_text())
+    assert kept == json.loads(json.dumps(table)) and set(kept) == {"config", "versions", "pieces"}
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "pieces").iterdir()}
+    assert len(before) == 2
+    assert sweep(8, 1, 2, jobs=1, folder=tmp_path, quick=True)["pieces"] == table["pieces"]
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "pieces").iterdir()}
+    assert refused(sweep, [1025], folder=tmp_path).startswith("ValueError: each of sizes")
+    assert refused(sweep, seeds=0, folder=tmp_path).startswith("ValueError: seeds")
+    assert refused(sweep, steps=[1.5], folder=tmp_path).startswith("TypeError: each of steps")
+
+def test_the_table_of_the_repository():
+    table = json.loads((ROOT / "nbs" / "sweeps" / "digits.json").read_text())
+    config = table["config"]
+    assert config["sizes"] == list(SIZES) and config["steps"] == list(STEPS)
+    for piece in table["pieces"]:
+        numbers, where = piece["numbers"], piece["settings"]
+        shares = np.array([numbers["memorized"], numbers["spurious"]])
+        assert (shares >= 0).all() and (shares.sum(0) <= 1 + 1e-9).all(), where
+        assert (np.diff(shares[0]) >= 0).all(), where # the more is near, the wider the threshold
+        if where["recipe"] == "exact":
+            assert shares[0, DELTAS.index(1.)] > 0.99

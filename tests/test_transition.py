@@ -1,0 +1,201 @@
+"""The transition on the circle: recall between its two ends, the engine of sweeps, the table."""
+import json
+import math
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from collections import deque
+from functools import partial
+from helpers import ROOT, none, refused
+from amtutorial import transition
+from amtutorial.data import circle_patterns, generate_circle_data
+from amtutorial.decision import effective_dimension
+from amtutorial.sde import marginal_score
+from amtutorial.transition import TIMES, WIDTHS, circle_piece, circle_recall, covered_share
+from amtutorial.transition import draw_transition, format_transition, index_by_size
+from amtutorial.transition import learned_dimension, pick, predicted_recall, run_pieces, sweep
+
+def on_circle(angles):
+    "Points at these angles, in double precision."
+    angles = torch.as_tensor(angles, dtype=torch.float64)
+    return torch.stack([angles.cos(), angles.sin()], 1)
+
+# What counts as recall
+
+@pytest.mark.parametrize("K", [1, 2, 9, 1000])
+def test_memories_recall_and_fresh_points_do_not(K):
+    xi = circle_patterns(K, 3)
+    assert circle_recall(xi, xi) == 1
+    fresh = circle_recall(generate_circle_data(40_000, seed=1234), xi)
+    f0 = covered_share(xi)
+    assert abs(fresh - f0) < 5 * math.sqrt(f0 * (1 - f0) / 40_000)
+
+@pytest.mark.parametrize("width", [0.02, 0.1, 0.4])
+def test_null_of_random_memories(width):
+    "Each memory misses a fresh point independently of the others."
+    rng = np.random.default_rng(5)
+    for K in 2, 5, 40:
+        shares = [covered_share(on_circle(rng.uniform(0, 2 * math.pi, K)), width)
+                  for _ in range(300)]
+        error = np.std(shares, ddof=1) / math.sqrt(300)
+        assert abs(np.mean(shares) - 1 + (1 - 2 * width / K)**K) < 5 * error
+
+def test_width_decides_to_the_edge():
+    "Four memories, samples just within and just beyond a tenth of their spacing; also at ±π."
+    xi, near = on_circle([0., math.pi / 2, math.pi, -math.pi / 2]), 0.1 * math.pi / 2
+    for at in 0., math.pi, -math.pi, math.pi / 2:
+        assert circle_recall(on_circle([at + 0.999 * near, at - 0.999 * near]), xi) == 1
+        assert circle_recall(on_circle([at + 1.001 * near, at - 1.001 * near]), xi) == 0
+    assert circle_recall(on_circle([1.9 * near]), xi, 0.2) == 1
+    assert circle_recall(on_circle([math.pi / 4]), xi, 0.5001) == 1
+
+def test_only_the_angle_counts():
+    xi, x = circle_patterns(20).double(), on_circle(np.linspace(-3, 3, 500))
+    f = circle_recall(x, xi)
+    assert 0 < f < 1 and circle_recall(0.01 * x, 7 * xi) == f
+    for kind in (x.tolist(), x.numpy(), pd.DataFrame(x.numpy()), x.float()):
+        assert abs(circle_recall(kind, xi) - f) <= 0.002
+
+def test_order_does_not_matter():
+    xi, x = circle_patterns(50), generate_circle_data(500, seed=5)
+    turned = xi[torch.randperm(50, generator=torch.Generator().manual_seed(0))]
+    assert circle_recall(x, xi) == circle_recall(x[::-1], turned)
+    assert covered_share(xi) == covered_share(turned)
+
+def test_covered_share_against_counting():
+    for K in 1, 3, 30:
+        xi = circle_patterns(K, 8)
+        for width in 0.1, 0.5, 3.:
+            even = circle_recall(on_circle(torch.linspace(-math.pi, math.pi, 200_001)), xi, width)
+            assert abs(covered_share(xi, width) - even) < 1e-3
+
+def test_bad_input_is_refused():
+    xi = circle_patterns(4)
+    none([name for name, f in dict(
+        width=lambda: circle_recall(xi, xi, 0.), negative=lambda: covered_share(xi, -1.),
+        dimension=lambda: circle_recall(torch.zeros(5, 3), xi),
+        flat=lambda: circle_recall([1.], xi),
+        nan=lambda: circle_recall(xi * math.nan, xi), empty=lambda: circle_recall(xi[:0], xi),
+        memories=lambda: covered_share(torch.zeros(5, 3)), jobs=lambda: run_pieces(len, [], ".", 0),
+        sizes=lambda: sweep(sizes=(4, 0)), one=lambda: sweep(1), seeds=lambda: sweep(seeds=0),
+        steps=lambda: sweep(steps=2.5), many=lambda: sweep(sizes=60_001)).items()
+        if "\n" in refused(f)])
+
+# The engine
+
+CALLS, FACTOR = deque(), 2 # a list would count as a constant of the piece
+
+def doubled(n, **_):
+    "A piece: counts its calls."
+    CALLS.append(n)
+    if n == 13:
+        raise ArithmeticError("thirteen")
+    return dict(result=_scaled(n))
+
+def _scaled(n):
+    return FACTOR * n
+
+def numbers(pieces):
+    return [piece["numbers"]["result"] for piece in pieces]
+
+def test_pieces_are_computed_once_and_in_order(tmp_path):
+    CALLS.clear()
+    settings = [dict(n=n) for n in (3, 1, 2, 1)]
+    assert numbers(run_pieces(doubled, settings, tmp_path, 1)) == [6, 2, 4, 2]
+    assert sorted(CALLS) == [1, 2, 3]
+    again = run_pieces(doubled, settings[::-1], tmp_path, 1)
+    assert numbers(again) == [2, 4, 2, 6] and len(CALLS) == 3
+    assert [piece["settings"] for piece in again] == settings[::-1]
+    assert len(list((tmp_path / "pieces").iterdir())) == 3
+    assert run_pieces(doubled, [], tmp_path, 1) == []
+
+def test_what_is_finished_is_kept_when_a_piece_fails(tmp_path):
+    CALLS.clear()
+    settings = [dict(n=n) for n in (1, 2, 13, 4)]
+    with pytest.raises(ArithmeticError):
+        run_pieces(doubled, settings, tmp_path, 1)
+    done = len(list((tmp_path / "pieces").glob("*.json")))
+    assert done == 2 and list(CALLS) == [1, 2, 13]
+    run_pieces(doubled, [settings[0], settings[1], settings[3]], tmp_path, 1)
+    assert list(CALLS) == [1, 2, 13, 4]
+
+def test_other_settings_and_other_code_are_other_pieces(tmp_path, monkeypatch):
+    CALLS.clear()
+    run_pieces(doubled, [dict(n=1)], tmp_path, 1)
+    run_pieces(doubled, [dict(n=1, also=2.5)], tmp_path, 1)
+    assert list(CALLS) == [1, 1]
+    monkeypatch.setitem(globals(), "FACTOR", 3) # a constant of a function that the piece calls
+    assert numbers(run_pieces(doubled, [dict(n=1)], tmp_path, 1)) == [3]
+    source = transition._source(circle_piece)
+    assert all(f"def {name}(" in source for name in ("circle_recall", "_gaps", "covered_share"))
+    assert str(WIDTHS) in source and "def sweep" not in source
+
+def test_side_by_side(tmp_path):
+    "Two processes give what one gives."
+    settings = [dict(K=K, seed=1, answer="fresh", samples=200) for K in (3, 5)]
+    two = run_pieces(circle_piece, settings, tmp_path / "two", 2)
+    assert two == run_pieces(circle_piece, settings, tmp_path / "one", 1)
+
+# The sweep
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep")
+    return folder, sweep(sizes=(2, 6), seeds=2, steps=20, jobs=1, folder=folder, quick=True)
+
+def test_a_small_sweep_and_its_table(small):
+    folder, table = small
+    assert json.loads((folder / "transition.json").read_text()) == table
+    assert table["config"] == dict(sizes=[2, 6], seeds=2, steps=20, quick=True)
+    assert len(table["pieces"]) == 2 * 2 * 5 and not list(folder.rglob("*.part"))
+    assert len(pick(table, 6, answer="draws")) == 2 and not pick(table, 6, answer="draws", lr=1.)
+    f, error, m, _ = index_by_size(table, answer="following")[6]
+    assert f == m == 1 and error == 0
+    lines = format_transition(table).splitlines()
+    assert len(lines) == 3 and len({len(line) for line in lines}) == 1
+    assert draw_transition(table).axes[0].get_ylabel()
+
+def test_seeds_and_answers_differ(small):
+    _, table = small
+    results = {json.dumps(p["numbers"]) for p in table["pieces"]}
+    assert len(results) == len(table["pieces"]) - 4 # in both sizes "following" is "exact"
+
+def test_unit_does_not_matter():
+    "The exact score in another unit: the same samples, up to rounding."
+    one, ten = (circle_piece(12, 4, "exact", samples=300, radius=r) for r in (1., 10.))
+    assert np.allclose(one["inside"], ten["inside"], atol=2)
+    assert np.allclose(one["null"], ten["null"])
+
+def test_dimension_of_the_exact_score():
+    xi = circle_patterns(16)
+    score = partial(marginal_score, patterns=2 * xi, sigma=2.)
+    for t in 0.1, 0.01, 0.001:
+        mean, error = learned_dimension(score, 2 * xi, 2., 4000, t=t)
+        exact, spread = effective_dimension(t, xi, seed=7)
+        assert abs(mean - exact) < 5 * math.hypot(error, spread) + 1e-3
+
+def test_theory_has_both_ends():
+    null = 1 - math.exp(-0.2)
+    for K in 2, 30, 1000, 50_000:
+        assert abs(predicted_recall(K, [1.] * len(TIMES)) - null) < 1e-12
+        assert predicted_recall(K, [0.] * len(TIMES)) == 1
+    falls = [predicted_recall(K, [0.9] * len(TIMES)) for K in (8, 32, 128, 512)]
+    assert all(a > b > null for a, b in zip(falls, falls[1:]))
+    assert predicted_recall(32, [0.9] * len(TIMES), 0.2) > falls[1]
+
+# The table that is kept with the book
+
+def test_kept_table():
+    table = json.loads((ROOT / "nbs" / "sweeps" / "transition.json").read_text())
+    rows = {a: index_by_size(table, answer=a) for a in transition.ANSWERS}
+    assert len(table["config"]["sizes"]) >= 12
+    none([("following", K) for K, row in rows["following"].items() if row[0] < 0.99])
+    for answer in "means", "draws":
+        f = {K: row[0] for K, row in rows[answer].items()}
+        error = {K: row[1] for K, row in rows[answer].items()}
+        assert f[2] >= 0.99 and f[4] >= 0.99 and abs(f[1000] - 0.181) < 0.03
+        pairs = zip(f, list(f)[1:])
+        none([(answer, a, b) for a, b in pairs
+              if f[b] > f[a] + 3 * math.hypot(error[a], error[b]) + 0.01])
+        assert 8 < min(K for K in f if f[K] < 0.6) <= 64
