@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import matplotlib.pyplot as plt
 import pytest
@@ -173,7 +174,9 @@ def test_a_sweep_goes_on_where_it_was_and_on_a_cluster(tmp_path):
     line = ["digits", "--sizes", "8", "--seeds", "1", "--quick", "--out", str(tmp_path)]
     assert run(*line, "--steps", "3", "--jobs", "1").returncode == 0
     first = {p: p.stat().st_mtime_ns for p in (tmp_path / "pieces").iterdir()}
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with mock.patch.dict(os.environ), LocalCluster( # which sets OMP_NUM_THREADS here
+        n_workers=2, threads_per_worker=1, dashboard_address=None
+    ) as cluster:
         address = cluster.scheduler_address
         done = run(*line, "--steps", "3,5", "--backend", "dask", "--scheduler", address)
     assert done.returncode == 0, done.stderr
