@@ -93,6 +93,12 @@ def nearest_images(
 # %% ../nbs/15_digits.ipynb #dig15cla
 Classes = namedtuple("Classes", "memorized spurious generalized")
 
+def _classes(d_train, d_sibling, delta_m, delta_s):
+    "The three classes from the distances (equation 15.1)."
+    memorized = d_train <= delta_m
+    spurious = ~memorized & (d_sibling <= delta_s)
+    return Classes(memorized, spurious, ~memorized & ~spurious)
+
 def classify_samples(
     samples, # samples, shape (n, d)
     patterns, # training images, shape (K, d)
@@ -102,9 +108,7 @@ def classify_samples(
     "Memorized, spurious or generalized (Pham et al. 2025; equation 15.1)."
     delta_m, delta_s = check_number(delta_m, "delta_m"), check_number(delta_s, "delta_s")
     d_train, _, d_sibling, _ = nearest_images(samples, patterns)
-    memorized = d_train <= delta_m
-    spurious = ~memorized & (d_sibling <= delta_s)
-    return Classes(memorized, spurious, ~memorized & ~spurious)
+    return _classes(d_train, d_sibling, delta_m, delta_s)
 
 # %% ../nbs/15_digits.ipynb #dig15den
 def denoising_error(
@@ -128,9 +132,9 @@ DELTAS = 0.5, 0.7, 1., 1.4, 2. # thresholds at which a piece is classified
 
 def _measures(model, x, train, new):
     "The numbers kept of one model: classes, denoising errors, and what its spurious samples are."
-    shares = [classify_samples(x, train, delta, delta) for delta in DELTAS]
-    _, spurious, _ = classify_samples(x, train)
-    odd = x[spurious]
+    d_train, _, d_sibling, _ = nearest_images(x, train)
+    shares = [_classes(d_train, d_sibling, delta, delta) for delta in DELTAS]
+    odd = x[shares[DELTAS.index(1.)].spurious]
     close = [_nearest(odd.double(), a[:len(new)].double())[0] for a in (train, new[:len(train)])]
     groups = connected_components(torch.cdist(odd, odd).numpy() <= 1, directed=False)[0]
     spread = (new - new.mean(0)).square().sum(1).mean()

@@ -16,6 +16,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from . import __version__
+from .cache import write_in_one_step
 from .core import check_count, check_number, check_seed, pick_device
 from .data import circle_patterns
 from .figures import energy_colorbar, plot_samples, save_figure, use_style
@@ -139,9 +140,8 @@ def run_experiment(
     result = dict(
         config=config | dict(cache=cache, quick=quick), versions=versions, seconds=seconds,
         metrics={str(K): m for K, m in zip(config["sizes"], metrics)})
-    part = out / f".metrics-{os.getpid()}.part"
-    part.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(part, out / "metrics.json")
+    text = json.dumps(result, indent=1) + "\n"
+    write_in_one_step(out / "metrics.json", text.encode())
     return result
 
 # %% ../nbs/13_experiment.ipynb #dda8b8a1

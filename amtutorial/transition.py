@@ -25,7 +25,7 @@ import torch
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 from . import __version__
-from .cache import _key
+from .cache import _key, write_in_one_step
 from .core import as_patterns, as_points, check_count, check_number, check_seed
 from .core import one_thread
 from .data import circle_patterns, generate_circle_data
@@ -79,17 +79,18 @@ def draw_transition(
 ): # the figure
     "Recall against the number of memories, between its two ends."
     fig, ax = plt.subplots(figsize=(7.4, 4.2))
+    null = 1 - math.exp(-0.2)
     styles, colors = ("--", ":", "o-", "s-", "-."), [LINES[i] for i in (6, 4, 0, 1, 3)]
     for (answer, label), style, color in zip(ANSWERS.items(), styles, colors):
         rows = index_by_size(table, answer=answer)
         f, error, *_ = np.transpose(list(rows.values()))
         ax.errorbar(list(rows), f, error, fmt=style, color=color, ms=4.5, capsize=2, label=label)
-    ax.axhline(1 - math.exp(-0.2), color="0.6", lw=0.8)
+    ax.axhline(null, color="0.6", lw=0.8)
     ax.set(xscale="log", ylim=(0, 1.05), xlabel="number of memories K", ylabel="recall f")
     ax.set_xticks(list(rows), [f"{K:,}" for K in rows], fontsize=7.5)
     ax.minorticks_off()
-    right = ax.secondary_yaxis("right", functions=(lambda f: (f - 0.18127) / 0.81873,
-                                                   lambda m: 0.18127 + 0.81873 * m))
+    right = ax.secondary_yaxis("right", functions=(lambda f: (f - null) / (1 - null),
+                                                   lambda m: null + (1 - null) * m))
     right.set(ylabel="index m", ylim=(-0.22, 1.06))
     ax.legend(loc="center left", bbox_to_anchor=(0, 0.45), fontsize=8)
     return fig
@@ -144,9 +145,7 @@ BEHIND = "core", "data", "sde", "sampling", "scorenet", "training", "likelihood"
 def _keep(path, result):
     "Write a piece, all of it or nothing; on a machine that does not see the folder, nothing."
     if path.parent.is_dir() and not path.exists():
-        part = path.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps(result))
-        os.replace(part, path)
+        write_in_one_step(path, json.dumps(result).encode())
 
 def _finish(piece, setting, path):
     "Compute one piece on one thread, wherever joblib wants it, and keep it."
@@ -193,9 +192,8 @@ def keep_table(
     python = platform.python_version()
     versions = dict(amtutorial=__version__, torch=torch.__version__, python=python)
     table = dict(config=config, versions=versions, pieces=pieces)
-    part = Path(path).with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(table).replace('{"settings"', '\n{"settings"') + "\n")
-    os.replace(part, path)
+    text = json.dumps(table).replace('{"settings"', '\n{"settings"') + "\n"
+    write_in_one_step(path, text.encode())
     return table
 
 # %% ../nbs/14_transition.ipynb #tra14dim
