@@ -47,7 +47,8 @@ def sweep_parser(
         "--seeds": (None, int, "how many seeds for each"),
         "--steps": (None, str, "training steps; digits: several, separated by commas"),
         "--jobs": (2, int, "pieces computed side by side, one thread each (default %(default)s)"),
-        "--out": ("results", str, "folder for pieces, table and figure (default %(default)s)"),
+        "--out": (f"results/{name}", str, "folder for figure, metrics.json and pieces "
+                  "(default %(default)s)"),
         "--backend": (None, str, "where joblib computes: loky, threading, dask, ray, ..."),
         "--scheduler": (None, str, "address of the scheduler of a cluster (dask)")}
     for option, (default, kind, text) in options.items():
@@ -74,7 +75,10 @@ def _run_sweep(name, args):
     where = dict(scheduler_host=args.scheduler) if args.scheduler else {}
     try:
         sizes, steps = _numbers(args.sizes, "--sizes"), _numbers(args.steps, "--steps")
-        steps = steps[0] if steps and name == "transition" else steps
+        if steps and name == "transition":
+            if len(steps) > 1:
+                raise ValueError(f"--steps of the transition must be one number, not {args.steps}")
+            steps = steps[0]
         with joblib.parallel_config(args.backend or "loky", **where):
             table = module.sweep(sizes, args.seeds, steps, args.jobs, out, args.quick)
         figure = getattr(module, f"draw_{name}")(table)
@@ -82,7 +86,7 @@ def _run_sweep(name, args):
     except (TypeError, ValueError, OSError) as e:
         return _refuse(e)
     print(getattr(module, f"format_{name}")(table))
-    print(f"The table {name}.json and the figure {name}.png are in {out}.")
+    print(f"metrics.json and the figure {name}.png are in {out}.")
     return 0
 
 # %% ../nbs/cli.ipynb #13a7b9cc

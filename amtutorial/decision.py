@@ -8,7 +8,7 @@ __all__ = ['agreement', 'open_nats', 'effective_dimension']
 # %% ../nbs/08_decision.ipynb #dec08exi
 import math
 import torch
-from .core import as_patterns, by_rows, check_count, check_number, check_seed
+from .core import as_patterns, by_rows, check_count, check_number, separate_generator
 from .sde import marginal_sample, posterior_weights
 
 # %% ../nbs/08_decision.ipynb #dec08exp
@@ -17,7 +17,7 @@ def _expectation(f, t, patterns, sigma, n, seed):
     patterns, n = as_patterns(patterns).detach().double(), check_count(n, "n", least=2)
     t, sigma = check_number(t, "t", 1), check_number(sigma, "sigma")
     v = check_number(sigma * sigma * t, "sigma² t")
-    g = torch.Generator(patterns.device).manual_seed(check_seed(seed) ^ 2**31)
+    g = separate_generator(seed, patterns.device)
     x = marginal_sample(n, t, patterns, sigma, g)
     of_states = lambda x: f(posterior_weights(x, t, patterns, sigma), patterns, v)
     values = by_rows(of_states, patterns, x)

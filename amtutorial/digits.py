@@ -20,11 +20,11 @@ import torch
 from scipy.sparse.csgraph import connected_components
 from sklearn.datasets import load_digits
 from .core import as_patterns, as_points, by_rows, check_count, check_number, check_seed
-from .core import device_of
+from .core import device_of, separate_generator
 from .sampling import Euler_Maruyama_sampler
 from .sde import VESDETerms, marginal_score, squared_distances
+from .sweeps import keep_table, run_pieces
 from .training import train_loop
-from .transition import keep_table, run_pieces
 
 # %% ../nbs/15_digits.ipynb #dig15dat
 def digit_images(
@@ -65,7 +65,7 @@ def sample_digits(
     patterns=None, # memories (K, d), where the score is exact
 ) -> torch.Tensor: # samples, shape (n, d)
     "Samples in 50 steps of the reverse SDE (equation 3.4)."
-    g = torch.Generator(device_of(model)).manual_seed(check_seed(seed) ^ 2**31)
+    g = separate_generator(seed, device_of(model))
     sde = VESDETerms(SIGMA)
     return Euler_Maruyama_sampler(model, sde, n, patterns=patterns, generator=g).cpu()
 
@@ -167,7 +167,7 @@ def digit_piece(
 SIZES = 16, 32, 64, 128, 256, 512, 1024 # numbers of training images, each with all of `STEPS`
 STEPS = 30, 60, 125, 250, 500, 1000, 2000, 4000
 BETWEEN = 24, 48, 96, 192, 384, 768 # numbers in between, with 500 steps
-OTHERS = dict(steady=(128, 1.5, 32), slow=(64, 8, 64)) # largest K; least and most steps per image
+OTHERS = dict(steady=(128, 1.5, 32), slow=(128, 8, 64)) # largest K; least and most steps per image
 
 def _plan(sizes, seeds, steps, quick):
     "The settings of all pieces: exact score, first recipe, fewer points of the others."
@@ -185,7 +185,7 @@ def sweep(
     seeds: int | None = None, # how many seeds; None: 3, or 1 when quick
     steps=None, # numbers of optimizer steps; None: `STEPS`, or two when quick
     jobs: int = 2, # pieces computed side by side
-    folder="results", # for the finished pieces, and for the table, digits.json
+    folder="results/digits", # for the finished pieces, and for the table, metrics.json
     quick: bool = False, # a look in a minute
 ) -> dict: # the table: config, versions, and pieces (settings and numbers)
     "Digits, more images and more training: memorized, spurious, generalized. Raises for bad input."
@@ -197,7 +197,7 @@ def sweep(
     plan = _plan(sizes, range(check_count(seeds, "seeds")), steps, quick)
     config = dict(sizes=sizes, seeds=seeds, steps=steps, quick=quick)
     pieces = run_pieces(digit_piece, plan, folder, jobs)
-    return keep_table(config, pieces, Path(folder) / "digits.json")
+    return keep_table(config, pieces, Path(folder) / "metrics.json")
 
 # %% ../nbs/15_digits.ipynb #dig15fmt
 def class_shares(

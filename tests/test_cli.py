@@ -160,6 +160,7 @@ def test_options_of_the_sweeps_reach_their_functions(monkeypatch, capsys, tmp_pa
     ("transition --sizes two", "--sizes must be whole numbers separated by commas, not two"),
     ("transition --sizes 1", "each of sizes must be between 2 and 60,000 inclusive, not 1"),
     ("digits --steps 1,x", "--steps must be whole numbers separated by commas, not 1,x"),
+    ("transition --steps 9,10", "--steps of the transition must be one number, not 9,10"),
     ("digits --sizes 2000", "each of sizes must be between 1 and 1,024 inclusive, not 2,000"),
     ("digits --jobs 0 --quick", "jobs must be at least 1, not 0"),
     ("digits --out /dev/null/x", "")])
@@ -182,5 +183,5 @@ def test_a_sweep_goes_on_where_it_was_and_on_a_cluster(tmp_path):
     assert done.returncode == 0, done.stderr
     later = {p: p.stat().st_mtime_ns for p in (tmp_path / "pieces").iterdir()}
     assert first.items() < later.items() and len(later) == len(first) + 1
-    table = json.loads((tmp_path / "digits.json").read_text())
+    table = json.loads((tmp_path / "metrics.json").read_text())
     assert [p["settings"]["steps"] for p in table["pieces"]] == [0, 3, 5]

@@ -160,7 +160,7 @@ def test_a_small_sweep_is_kept_and_read_back(tmp_path):
     settings = [piece["settings"] for piece in table["pieces"]]
     assert settings == [dict(recipe="exact", K=8, steps=0, seed=0),
                         dict(recipe="cycle", K=8, steps=2, seed=0)]
-    kept = json.loads((tmp_path / "digits.json").read_text())
+    kept = json.loads((tmp_path / "metrics.json").read_text())
     assert kept == json.loads(json.dumps(table)) and set(kept) == {"config", "versions", "pieces"}
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "pieces").iterdir()}
     assert len(before) == 2

@@ -1,20 +1,19 @@
-"""The transition on the circle: recall between its two ends, the engine of sweeps, the table."""
+"""The transition on the circle: recall between its two ends, the sweep, the table."""
 import json
 import math
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from collections import deque
 from functools import partial
 from helpers import ROOT, none, refused
-from amtutorial import transition
 from amtutorial.data import circle_patterns, generate_circle_data
 from amtutorial.decision import effective_dimension
 from amtutorial.sde import marginal_score
-from amtutorial.transition import TIMES, WIDTHS, circle_piece, circle_recall, covered_share
+from amtutorial.sweeps import run_pieces
+from amtutorial.transition import ANSWERS, TIMES, circle_piece, circle_recall, covered_share
 from amtutorial.transition import draw_transition, format_transition, index_by_size
-from amtutorial.transition import learned_dimension, pick, predicted_recall, run_pieces, sweep
+from amtutorial.transition import learned_dimension, pick, predicted_recall, sweep
 
 def on_circle(angles):
     "Points at these angles, in double precision."
@@ -77,67 +76,19 @@ def test_bad_input_is_refused():
         dimension=lambda: circle_recall(torch.zeros(5, 3), xi),
         flat=lambda: circle_recall([1.], xi),
         nan=lambda: circle_recall(xi * math.nan, xi), empty=lambda: circle_recall(xi[:0], xi),
-        memories=lambda: covered_share(torch.zeros(5, 3)), jobs=lambda: run_pieces(len, [], ".", 0),
+        memories=lambda: covered_share(torch.zeros(5, 3)),
+        jobs=lambda: sweep(jobs=0),
         sizes=lambda: sweep(sizes=(4, 0)), one=lambda: sweep(1), seeds=lambda: sweep(seeds=0),
         steps=lambda: sweep(steps=2.5), many=lambda: sweep(sizes=60_001)).items()
         if "\n" in refused(f)])
 
-# The engine
-
-CALLS, FACTOR = deque(), 2 # a list would count as a constant of the piece
-
-def doubled(n, **_):
-    "A piece: counts its calls."
-    CALLS.append(n)
-    if n == 13:
-        raise ArithmeticError("thirteen")
-    return dict(result=_scaled(n))
-
-def _scaled(n):
-    return FACTOR * n
-
-def numbers(pieces):
-    return [piece["numbers"]["result"] for piece in pieces]
-
-def test_pieces_are_computed_once_and_in_order(tmp_path):
-    CALLS.clear()
-    settings = [dict(n=n) for n in (3, 1, 2, 1)]
-    assert numbers(run_pieces(doubled, settings, tmp_path, 1)) == [6, 2, 4, 2]
-    assert sorted(CALLS) == [1, 2, 3]
-    again = run_pieces(doubled, settings[::-1], tmp_path, 1)
-    assert numbers(again) == [2, 4, 2, 6] and len(CALLS) == 3
-    assert [piece["settings"] for piece in again] == settings[::-1]
-    assert len(list((tmp_path / "pieces").iterdir())) == 3
-    assert run_pieces(doubled, [], tmp_path, 1) == []
-
-def test_what_is_finished_is_kept_when_a_piece_fails(tmp_path):
-    CALLS.clear()
-    settings = [dict(n=n) for n in (1, 2, 13, 4)]
-    with pytest.raises(ArithmeticError):
-        run_pieces(doubled, settings, tmp_path, 1)
-    done = len(list((tmp_path / "pieces").glob("*.json")))
-    assert done == 2 and list(CALLS) == [1, 2, 13]
-    run_pieces(doubled, [settings[0], settings[1], settings[3]], tmp_path, 1)
-    assert list(CALLS) == [1, 2, 13, 4]
-
-def test_other_settings_and_other_code_are_other_pieces(tmp_path, monkeypatch):
-    CALLS.clear()
-    run_pieces(doubled, [dict(n=1)], tmp_path, 1)
-    run_pieces(doubled, [dict(n=1, also=2.5)], tmp_path, 1)
-    assert list(CALLS) == [1, 1]
-    monkeypatch.setitem(globals(), "FACTOR", 3) # a constant of a function that the piece calls
-    assert numbers(run_pieces(doubled, [dict(n=1)], tmp_path, 1)) == [3]
-    source = transition._source(circle_piece)
-    assert all(f"def {name}(" in source for name in ("circle_recall", "_gaps", "covered_share"))
-    assert str(WIDTHS) in source and "def sweep" not in source
+# The sweep
 
 def test_side_by_side(tmp_path):
     "Two processes give what one gives."
     settings = [dict(K=K, seed=1, answer="fresh", samples=200) for K in (3, 5)]
     two = run_pieces(circle_piece, settings, tmp_path / "two", 2)
     assert two == run_pieces(circle_piece, settings, tmp_path / "one", 1)
-
-# The sweep
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
@@ -146,7 +97,7 @@ def small(tmp_path_factory):
 
 def test_a_small_sweep_and_its_table(small):
     folder, table = small
-    assert json.loads((folder / "transition.json").read_text()) == table
+    assert json.loads((folder / "metrics.json").read_text()) == table
     assert table["config"] == dict(sizes=[2, 6], seeds=2, steps=20, quick=True)
     assert len(table["pieces"]) == 2 * 2 * 5 and not list(folder.rglob("*.part"))
     assert len(pick(table, 6, answer="draws")) == 2 and not pick(table, 6, answer="draws", lr=1.)
@@ -188,7 +139,7 @@ def test_theory_has_both_ends():
 
 def test_kept_table():
     table = json.loads((ROOT / "nbs" / "sweeps" / "transition.json").read_text())
-    rows = {a: index_by_size(table, answer=a) for a in transition.ANSWERS}
+    rows = {a: index_by_size(table, answer=a) for a in ANSWERS}
     assert len(table["config"]["sizes"]) >= 12
     none([("following", K) for K, row in rows["following"].items() if row[0] < 0.99])
     for answer in "means", "draws":
