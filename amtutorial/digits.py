@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SIGMA', 'RECIPES', 'Classes', 'DELTAS', 'SIZES', 'STEPS', 'BETWEEN', 'OTHERS',
            'digit_images', 'train_digits', 'sample_digits', 'nearest_images', 'classify_samples',
-           'denoising_error', 'digit_piece', 'sweep', 'class_shares', 'format_digits',
-           'draw_digits', 'copying_report']
+           'denoising_error', 'digit_piece', 'sweep', 'by_point', 'format_digits', 'draw_digits',
+           'copying_report']
 
 # %% ../nbs/15_digits.ipynb #dig15exi
 #| code-fold: true
@@ -27,6 +27,7 @@ from .sweeps import keep_table, run_pieces
 from .training import train_loop
 
 # %% ../nbs/15_digits.ipynb #dig15dat
+#| code-fold: true
 def digit_images(
     seed: int = 0, # seed of the order
     held_out: int = 773, # how many images are kept away from training
@@ -38,7 +39,8 @@ def digit_images(
     return images[:n], images[n:]
 
 # %% ../nbs/15_digits.ipynb #dig15tra
-SIGMA = 8. # strength of the noise; two digits are 3 to 8 apart
+#| code-fold: true
+SIGMA = 8. # strength of the noise; most pairs of digits are 3 to 8 apart
 RECIPES = dict(
     cycle=dict(lr=5e-3), # the rate rises, then falls to nothing at the last step
     steady=dict(lr=1e-3, average=0.99), # a constant rate, and an average of the weights
@@ -51,13 +53,15 @@ def train_digits(
     seed: int = 0, # seed of weights and noise
 ): # the trained `ScoreNet`
     "A network for images, trained on plain denoising targets. Raises ValueError or TypeError."
-    if recipe not in RECIPES:
+    if recipe not in list(RECIPES):
         raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, not {recipe!r}")
-    options = dict(exact_targets=False, seed=check_seed(seed), **RECIPES[recipe])
+    steps, seed = check_count(steps, "steps"), check_seed(seed)
+    options = dict(exact_targets=False, seed=seed, device="cpu", **RECIPES[recipe])
     network = dict(num_layers=5, hidden_dim=256)
     return train_loop(patterns, VESDETerms(SIGMA), steps, network=network, **options)
 
 # %% ../nbs/15_digits.ipynb #dig15smp
+#| code-fold: true
 def sample_digits(
     model, # a `ScoreNet`, or the exact score
     n: int = 500, # number of samples
@@ -65,19 +69,24 @@ def sample_digits(
     patterns=None, # memories (K, d), where the score is exact
 ) -> torch.Tensor: # samples, shape (n, d)
     "Samples in 50 steps of the reverse SDE (equation 3.4)."
-    g = separate_generator(seed, device_of(model))
+    if patterns is None and not isinstance(model, torch.nn.Module):
+        raise ValueError("patterns are needed where the score is not a network")
+    n, g = check_count(n, "n"), separate_generator(seed, device_of(model))
     sde = VESDETerms(SIGMA)
     return Euler_Maruyama_sampler(model, sde, n, patterns=patterns, generator=g).cpu()
 
 # %% ../nbs/15_digits.ipynb #dig15nea
-def _nearest(x, points, skip=0):
-    "Distance from each row to its nearest point, and which; `skip` nearer ones are passed over."
-    if len(points) <= skip: # a single sample has no sibling
+def _nearest(x, points, others=False):
+    "Distance from each row to the nearest of some points, and which; `others`: not to itself."
+    if len(points) == others: # a single sample has no sibling
         return torch.full((len(x),), math.inf).to(x), torch.zeros(len(x)).long()
-    def find(rows):
-        squared, i = squared_distances(rows, points).topk(skip + 1, largest=False)
-        return torch.stack([squared[:, skip].sqrt(), i[:, skip].double()], 1)
-    distance, which = by_rows(find, points, x).unbind(1)
+    def find(rows, own):
+        squared = squared_distances(rows, points)
+        if others:
+            squared[torch.arange(len(rows)), own] = math.inf
+        which = squared.argmin(1)
+        return torch.stack([(rows - points[which]).norm(dim=1), which.double()], 1)
+    distance, which = by_rows(find, points, x, torch.arange(len(x))).unbind(1)
     return distance, which.long()
 
 # %% ../nbs/15_digits.ipynb #dig15ne2
@@ -88,7 +97,7 @@ def nearest_images(
     "How far each sample is from what was stored, and from the other samples."
     x = as_points(samples, "samples", batch=True).detach().cpu().double()
     patterns = as_patterns(patterns, x.shape[1]).detach().cpu().double()
-    return *_nearest(x, patterns), *_nearest(x, x, skip=1)
+    return *_nearest(x, patterns), *_nearest(x, x, others=True)
 
 # %% ../nbs/15_digits.ipynb #dig15cla
 Classes = namedtuple("Classes", "memorized spurious generalized")
@@ -111,23 +120,26 @@ def classify_samples(
     return _classes(d_train, d_sibling, delta_m, delta_s)
 
 # %% ../nbs/15_digits.ipynb #dig15den
+#| code-fold: true
 def denoising_error(
-    model, # a `ScoreNet`, or the exact score
-    images, # images, shape (n, 64)
-    noise: float = 0.3, # standard deviation σ√t of the noise
+    model, # a `ScoreNet`, or the exact score, of noise with `SIGMA`
+    images, # images, shape (n, d)
+    noise: float = 0.3, # standard deviation σ√t of the noise, up to `SIGMA`
     seed: int = 0, # seed of the noise
     draws: int = 1500, # noisy images, at least
 ) -> float: # mean squared error per pixel, in units of the noise's variance
     "How well a model denoises images (equation 15.2)."
-    x = as_patterns(images).float()
-    x = x.repeat(-(-check_count(draws, "draws") // len(x)), 1)
+    x, noise = as_points(images, "images", batch=True), check_number(noise, "noise", SIGMA)
+    x = x.float().repeat(-(-check_count(draws, "draws") // len(x)), 1)
     g = torch.Generator().manual_seed(check_seed(seed))
-    y = x + check_number(noise, "noise") * torch.randn(x.shape, generator=g)
+    y, t = x + noise * torch.randn(x.shape, generator=g), (noise / SIGMA)**2
+    device = device_of(model)
     with torch.no_grad():
-        score = model(y, torch.full((len(y),), (noise / SIGMA)**2))
+        score = model(y.to(device), torch.full((len(y),), t, device=device)).cpu()
     return ((y + noise**2 * score - x).square().mean() / noise**2).item()
 
 # %% ../nbs/15_digits.ipynb #dig15pie
+#| code-fold: true
 DELTAS = 0.5, 0.7, 1., 1.4, 2. # thresholds at which a piece is classified
 
 def _measures(model, x, train, new):
@@ -147,6 +159,7 @@ def _measures(model, x, train, new):
         nearer=(close[0] < close[1]).double().mean().item() if len(odd) else None)
 
 # %% ../nbs/15_digits.ipynb #dig15pi2
+#| code-fold: true
 def digit_piece(
     recipe: str, # one of `RECIPES`, or "exact": the exact score of the images
     K: int, # number of training images
@@ -164,6 +177,7 @@ def digit_piece(
     return _measures(model, x, train, new)
 
 # %% ../nbs/15_digits.ipynb #dig15swp
+#| code-fold: true
 SIZES = 16, 32, 64, 128, 256, 512, 1024 # numbers of training images, each with all of `STEPS`
 STEPS = 30, 60, 125, 250, 500, 1000, 2000, 4000
 BETWEEN = 24, 48, 96, 192, 384, 768 # numbers in between, with 500 steps
@@ -180,6 +194,7 @@ def _plan(sizes, seeds, steps, quick):
     return [dict(recipe=r, K=K, steps=n, seed=seed) for seed in seeds for r, K, n in points]
 
 # %% ../nbs/15_digits.ipynb #dig15sw2
+#| code-fold: true
 def sweep(
     sizes=None, # numbers of training images, up to 1,024; None: `SIZES`, or four when quick
     seeds: int | None = None, # how many seeds; None: 3, or 1 when quick
@@ -200,27 +215,35 @@ def sweep(
     return keep_table(config, pieces, Path(folder) / "metrics.json")
 
 # %% ../nbs/15_digits.ipynb #dig15fmt
-def class_shares(
+#| code-fold: true
+def by_point(
     table, # what `sweep` returns
-    recipe: str = "cycle", # one of `RECIPES`, or "exact"
-) -> dict: # (K, steps) -> memorized, spurious and generalized, means over the seeds
-    "Shares of the three classes at the threshold 1."
+) -> dict: # (recipe, K, steps) -> a dict of numbers for each seed
+    "The pieces of a sweep, point by point, with the classes at the threshold 1."
     found, i = {}, DELTAS.index(1.)
     for piece in table["pieces"]:
-        s, numbers = piece["settings"], piece["numbers"]
-        if s["recipe"] == recipe:
-            m, a = (numbers[name][i] for name in ("memorized", "spurious"))
-            found.setdefault((s["K"], s["steps"]), []).append((m, a, 1 - m - a))
-    return {point: np.mean(rows, 0) for point, rows in sorted(found.items())}
+        s, row = piece["settings"], dict(piece["numbers"])
+        m, a = row["memorized"][i], row["spurious"][i]
+        row["all spurious"] = row["spurious"] # one for each threshold
+        row |= dict(memorized=m, spurious=a, generalized=1 - m - a)
+        found.setdefault((s["recipe"], s["K"], s["steps"]), []).append(row)
+    return found
 
+def _shares(table, K, steps):
+    "Memorized, spurious and generalized of the first recipe, means over the seeds."
+    rows = by_point(table)["cycle", K, steps]
+    return [np.mean([row[name] for row in rows]) for name in Classes._fields]
+
+# %% ../nbs/15_digits.ipynb #dig15drw
+#| code-fold: true
 def format_digits(
     table, # what `sweep` returns
 ) -> str: # a table for the terminal
     "Memorized / spurious of the first recipe: a line for each size, a column for each length."
-    shares, config = class_shares(table), table["config"]
+    config = table["config"]
     lines = ["  K \\ steps" + "".join(f"{n:>14,}" for n in config["steps"])]
     for K in config["sizes"]:
-        cells = ("{:.2f} / {:.2f}".format(*shares[K, n]) for n in config["steps"])
+        cells = ("{:.2f} / {:.2f}".format(*_shares(table, K, n)) for n in config["steps"])
         lines.append(f"{K:11,}" + "".join(f"{cell:>14}" for cell in cells))
     return "\n".join(lines)
 
@@ -228,10 +251,10 @@ def draw_digits(
     table, # what `sweep` returns
 ): # the figure
     "Shares of the three classes over training images and steps, first recipe."
-    shares, config = class_shares(table), table["config"]
+    config = table["config"]
     fig, axs = plt.subplots(1, 3, figsize=(9, 3), sharey=True)
     for i, (ax, name) in enumerate(zip(axs, Classes._fields)):
-        values = [[shares[K, n][i] for K in config["sizes"]] for n in config["steps"]]
+        values = [[_shares(table, K, n)[i] for K in config["sizes"]] for n in config["steps"]]
         drawn = ax.imshow(values, "viridis", vmin=0, vmax=1, origin="lower", aspect="auto")
         ax.set(title=name, xlabel="training images K")
         ax.set_xticks(range(len(config["sizes"])), config["sizes"])
@@ -240,29 +263,45 @@ def draw_digits(
     fig.colorbar(drawn, ax=axs, label="share of samples")
     return fig
 
+# %% ../nbs/15_digits.ipynb #dig15row
+#| code-fold: true
+def _rows(data, name):
+    "Data of any shape (n, ...) as rows (n, d), in double precision."
+    x = as_points(data, name)
+    x = x.flatten(1) if x.ndim > 2 else as_points(x, name, batch=True)
+    return x.detach().cpu().double()
+
 # %% ../nbs/15_digits.ipynb #dig15rep
 def copying_report(
-    samples, # generated samples, shape (n, d)
-    train, # the training set, shape (K, d)
-    held_out, # data of the same kind that was not trained on, shape (M, d)
-    false_alarm: float = 0.01, # share of held-out data that may count as copies
-    seed: int = 0, # seed of the choice of equally many data
-) -> dict: # numbers, and the closest pairs
+    samples, # generated samples, shape (n, d) or images (n, ...)
+    train, # the training set, shape (K, d) or images
+    held_out, # data of the same kind that were not trained on, shape (M, d) or images
+    false_alarm: float = 0.01, # share of held-out data that may count as copies, up to 1/2
+    seed: int = 0, # seed of the choice where only a part is compared, and of ties
+) -> dict: # numbers, and the closest pairs (sample, training datum, distance)
     "Does a model copy? Held-out data are the null. Raises ValueError or TypeError."
-    d = as_points(train, "train", batch=True).shape[1]
-    given = dict(samples=samples, train=train, held_out=held_out).items()
-    x, train, new = (as_points(a, name, d, True).detach().cpu().double() for name, a in given)
-    (d, which), null = _nearest(x, train), _nearest(new, train)[0]
-    delta = null.quantile(check_number(false_alarm, "false_alarm", 1), interpolation="lower")
-    g, n = torch.Generator().manual_seed(check_seed(seed)), min(len(train), len(new))
-    both = torch.cat([a[torch.randperm(len(a), generator=g)[:n]] for a in (train, new)])
-    winner = _nearest(x, both)[1] # below n: a training image
-    coins = torch.bincount(winner, minlength=2 * n) / len(x) # one toss for each winner
-    closest = d.argsort()[:5]
-    mean = lambda values: values.double().mean().item()
+    x, train, new = (_rows(a, name) for a, name in (
+        (samples, "samples"), (train, "train"), (held_out, "held_out")))
+    x, new = as_points(x, "samples", train.shape[1]), as_points(new, "held_out", train.shape[1])
+    (d, which), null = _nearest(x, train), _nearest(new, train)[0].sort().values
+    allowed = int(check_number(false_alarm, "false_alarm", 0.5) * len(new))
+    if allowed == 0:
+        least = math.ceil(1 / false_alarm)
+        raise ValueError(f"held_out must hold {least} data for that false_alarm, not {len(new)}")
+    if (delta := null[allowed]) <= 1e-6 * null.median():
+        raise ValueError("held_out must not hold data of train; remove them from it")
+    g, N = torch.Generator().manual_seed(check_seed(seed)), len(train) + len(new)
+    order, p = torch.randperm(N, generator=g), len(train) / N
+    winner = order[_nearest(x, torch.cat([train, new])[order])[1]]
+    coins = torch.bincount(winner, minlength=N).double() / len(x) # one for each winner
+    variance = p * (1 - p) * (N * coins.square().sum() - 1) / (N - 1)
+    m = min(len(x), len(new)) # among more it is easier to find a sibling: as many of each
+    some = (a[torch.randperm(len(a), generator=g)[:m]] for a in (x, new))
+    repeated, by_chance = ((_nearest(a, a, True)[0] < delta).double().mean() for a in some)
+    closest = d.argsort()[:5].tolist()
     return dict(
-        copied=mean(d <= delta), copied_null=mean(null <= delta), delta=delta.item(),
-        nearer_to_train=coins[:n].sum().item(), nearer_error=coins.norm().item() / 2,
-        repeated=mean(_nearest(x, x, 1)[0] <= delta),
-        repeated_null=mean(_nearest(new[:len(x)], new[:len(x)], 1)[0] <= delta),
-        closest=[(i, which[i].item(), d[i].item()) for i in closest.tolist()])
+        copied=(d < delta).double().mean().item(), copied_null=allowed / len(new),
+        delta=delta.item(), nearer_to_train=coins[:len(train)].sum().item(), nearer_null=p,
+        nearer_error=variance.clamp_min(0).sqrt().item(),
+        repeated=repeated.item(), repeated_null=by_chance.item(),
+        closest=[(i, which[i].item(), d[i].item()) for i in closest])

@@ -34,12 +34,11 @@ def pick(
     K=None, # number of memories; None: any
     **settings, # what else is set, such as answer="means"; nothing else may be
 ) -> list: # pieces, each dict(settings=..., numbers=...)
-    "The pieces of a table with just these settings, of all seeds."
+    "The pieces of a table with just these settings."
+    usual = dict(iterations=table["config"]["steps"])
     def fits(found):
         rest = {k: v for k, v in found.items() if k not in ("K", "seed", "samples")}
-        if rest.get("iterations") == table["config"]["steps"]:
-            del rest["iterations"]
-        return rest == settings and K in (None, found["K"])
+        return usual | rest == usual | settings and K in (None, found["K"])
     return [piece for piece in table["pieces"] if fits(piece["settings"])]
 
 def index_by_size(
@@ -61,7 +60,7 @@ def index_by_size(
 # %% ../nbs/14_transition.ipynb #tra14drw
 #| code-fold: true
 ANSWERS = dict(
-    following="exact score, ε follows K", exact="exact score, ε = 1e-5",
+    following="exact score, run to the end", exact="exact score, stopped at t = 1e-5",
     means="network, posterior means", draws="network, plain draws", fresh="fresh points")
 
 def draw_transition(
@@ -69,19 +68,15 @@ def draw_transition(
 ): # the figure
     "Recall against the number of memories, between its two ends."
     fig, ax = plt.subplots(figsize=(7.4, 4.2))
-    null = 1 - math.exp(-0.2)
     styles, colors = ("--", ":", "o-", "s-", "-."), [LINES[i] for i in (6, 4, 0, 1, 3)]
     for (answer, label), style, color in zip(ANSWERS.items(), styles, colors):
         rows = index_by_size(table, answer=answer)
         f, error, *_ = np.transpose(list(rows.values()))
         ax.errorbar(list(rows), f, error, fmt=style, color=color, ms=4.5, capsize=2, label=label)
-    ax.axhline(null, color="0.6", lw=0.8)
+    ax.axhline(1 - math.exp(-0.2), color="0.6", lw=0.8)
     ax.set(xscale="log", ylim=(0, 1.05), xlabel="number of memories K", ylabel="recall f")
     ax.set_xticks(list(rows), [f"{K:,}" for K in rows], fontsize=7.5)
     ax.minorticks_off()
-    right = ax.secondary_yaxis("right", functions=(lambda f: (f - null) / (1 - null),
-                                                   lambda m: null + (1 - null) * m))
-    right.set(ylabel="index m", ylim=(-0.22, 1.06))
     ax.legend(loc="center left", bbox_to_anchor=(0, 0.45), fontsize=8)
     return fig
 
@@ -120,6 +115,7 @@ def covered_share(
     return float(np.minimum(gaps, 2 * near).sum() / (2 * math.pi))
 
 # %% ../nbs/14_transition.ipynb #tra14dim
+#| code-fold: true
 TIMES = [10 ** (-i / 2) for i in range(11)] # 1 to 1e-5, where scores are compared
 
 @torch.no_grad()
@@ -176,41 +172,42 @@ def circle_piece(
         off=(x.norm(dim=1) / radius - 1).abs().mean().item())
 
 # %% ../nbs/14_transition.ipynb #tra14swe
+#| code-fold: true
 def _factors(steps):
     "One thing changed at a time: settings, and the sizes at which they are tried."
-    means, few = dict(answer="means"), (16, 32, 64)
+    few = 16, 32, 64
     for answer in "means", "draws":
         for n in steps // 4, 4 * steps:
             yield dict(answer=answer, iterations=n), few
         yield dict(answer=answer, iterations=16 * steps), (64,)
-    yield means | dict(lr=5e-3), few
-    for size in (dict(hidden_dim=32), dict(hidden_dim=256), dict(num_layers=2),
-                 dict(num_layers=8)):
-        yield means | dict(network=size), few
-    for other in (dict(lr=5e-3, iterations=4 * steps), dict(network=dict(embed_dim=16)),
-                  dict(radius=10.), dict(radius=0.1)):
-        yield means | other, (32,)
+    networks = dict(hidden_dim=32), dict(hidden_dim=256), dict(num_layers=2), dict(num_layers=8)
+    for change in dict(lr=5e-3), *(dict(network=size) for size in networks):
+        yield dict(answer="means") | change, few
+    for change in (dict(lr=5e-3, iterations=4 * steps), dict(network=dict(embed_dim=16)),
+                   dict(radius=10.), dict(radius=0.1)):
+        yield dict(answer="means") | change, (32,)
     yield dict(answer="draws", draws=32), (32,)
 
 def _plan(sizes, seeds, steps, quick):
     "The settings of all pieces; a stopped sweep has whole seeds."
     usual = dict(samples=500) if quick else {}
+    trained = {} if steps == 1000 else dict(iterations=steps) # 1,000: the piece's default
     for seed in range(seeds):
         for K in sizes:
             for answer in ANSWERS:
-                trained = answer in ("means", "draws") and steps != 1000
-                more = dict(iterations=steps) if trained else {}
+                more = trained if answer in ("means", "draws") else {}
                 yield dict(K=K, seed=seed, answer=answer) | more | usual
         for factor, few in _factors(steps) if seed < 2 and not quick else ():
-            yield from (dict(K=K, seed=seed) | factor for K in few if K in sizes)
+            yield from (dict(K=K, seed=seed) | trained | factor for K in few if K in sizes)
 
 # %% ../nbs/14_transition.ipynb #tra14sw2
+#| code-fold: true
 def sweep(
-    sizes=None, # numbers of memories, each from 2 to 60,000; None: `SIZES`, or three when quick
-    seeds: int | None = None, # how many draws of memories for each; None: 5, or 2 when quick
+    sizes=None, # numbers of memories, from 2 to 60,000; None: `SIZES`, or three when quick
+    seeds: int | None = None, # draws of memories for each; None: 5, or 2 when quick
     steps: int | None = None, # training steps; None: 1,000, or 200 when quick
     jobs: int = 2, # pieces computed side by side
-    folder="results/transition", # for the finished pieces, and for the table, metrics.json
+    folder="results/transition", # for finished pieces, and for the table, metrics.json
     quick: bool = False, # a look in a minute, without the factors
 ) -> dict: # the table: config, versions, and pieces (settings and numbers)
     "The transition on the circle from 2 to 1,000 memories, and what decides. Raises for bad input."
@@ -242,7 +239,7 @@ def predicted_recall(
     dimension, # effective dimension of the score at each of `TIMES`
     width: float = 0.1, # as in `circle_recall`
 ) -> float: # fraction of samples that recall
-    "Recall of random memories from the slope of the read-out (equations 14.3 and 14.4)."
+    "Recall of random memories from the derivative of the read-out (equations 14.3 and 14.4)."
     u = np.linspace(math.log(T_MIN), max(math.log(T_MIN), 2 * math.log(math.pi / K)), 200)
     J = np.interp(u.clip(max=0), np.log(TIMES[::-1]), np.clip(dimension[::-1], 0, None))
     shrunk = J[0] * math.exp(-np.trapezoid(1 - J, u))

@@ -8,7 +8,7 @@ import torch
 from helpers import ROOT, refused
 from sklearn.datasets import load_digits
 from amtutorial.digits import (
-    DELTAS, RECIPES, SIGMA, SIZES, STEPS, classify_samples, copying_report, denoising_error,
+    DELTAS, RECIPES, SIGMA, SIZES, STEPS, _plan, classify_samples, copying_report, denoising_error,
     digit_images, digit_piece, nearest_images, sample_digits, sweep, train_digits)
 from amtutorial.sde import marginal_score
 
@@ -94,31 +94,80 @@ def test_copies_are_found():
     copies[7] = train[123]
     report = copying_report(copies, train, new)
     assert report["copied"] == 1 and report["nearer_to_train"] == pytest.approx(1)
-    assert report["copied_null"] == pytest.approx(0.01, abs=0.004)
+    assert report["copied_null"] == 0.01 and report["nearer_null"] == 0.4
     assert report["closest"][0] == (7, 123, 0.) and len(report["closest"]) == 5
-    assert report["nearer_error"] == pytest.approx(0.5 / math.sqrt(200), rel=0.01)
+    labels = 0.4 * 0.6 * (500 / 200 - 1) / 499 # 200 different winners of 500, without replacement
+    assert report["nearer_error"] == pytest.approx(math.sqrt(labels), rel=0.02)
     assert all(type(a) in (float, list) for a in report.values())
     json.dumps(report)
 
-def test_the_coin_is_fair():
+@pytest.mark.parametrize("K, M, n", [(150, 90, 100), (90, 150, 100), (20, 20, 2000), (300, 30, 40)])
+def test_the_coin_has_the_odds_and_the_error_that_it_says(K, M, n):
     "Fresh samples, many of them or few different ones, over many draws of the data."
     tosses = []
     for seed in range(200):
-        x, train, new = (normal(n, 3, seed=3 * seed + i) for i, n in enumerate((100, 150, 90)))
+        x, train, new = (normal(size, 3, seed=3 * seed + i) for i, size in enumerate((n, K, M)))
         x = x if seed % 2 else x[:4].repeat(25, 1) # four answers, each given 25 times
-        report = copying_report(x, train, new, seed=seed)
-        tosses.append((report["nearer_to_train"] - 0.5) / report["nearer_error"])
+        report = copying_report(x, train, new, 0.2, seed=seed)
+        assert report["nearer_null"] == K / (K + M)
+        tosses.append((report["nearer_to_train"] - report["nearer_null"]) / report["nearer_error"])
     tosses = torch.tensor(tosses)
     assert abs(tosses.mean()) < 5 / math.sqrt(200)
     for half in tosses[::2], tosses[1::2]:
         assert abs(half.square().mean() - 1) < 5 * math.sqrt(2 / 100)
 
+@pytest.mark.parametrize("K", [10, 100, 1000])
+def test_a_copyist_is_convicted_however_few_data_were_held_out(K):
+    train, new = normal(K, 8), normal(100, 8, seed=1)
+    report = copying_report(train[torch.arange(500) % K], train, new)
+    assert report["copied"] == 1 and report["nearer_to_train"] == pytest.approx(1, abs=1e-12)
+    assert report["nearer_null"] == K / (K + 100)
+
+def test_ties_go_to_either_side():
+    "Where training and held-out data are the same points, half of the ties are won by each."
+    x, data = normal(400, 2), normal(300, 2, seed=1)
+    near = data + 1e-3 * normal(300, 2, seed=2)
+    twins = torch.cat([near, near]) # each held-out point at a training point, but far from delta 0
+    report = copying_report(x, data, near)
+    assert abs(report["nearer_to_train"] - 0.5) < 5 * report["nearer_error"]
+    assert refused(copying_report, x, twins, near).startswith("ValueError: held_out must not hold")
+    some = torch.cat([normal(380, 2, seed=3), data[:20]]) # one in twenty is a training point
+    assert refused(copying_report, x, data, some).startswith("ValueError: held_out must not hold")
+
+def test_siblings_of_equally_many():
+    "The null of repeated samples counts as many held-out data as samples, chosen at random."
+    train, new = normal(300, 2), normal(2000, 2, seed=1)
+    few, many = (copying_report(normal(n, 2, seed=2), train, new, 0.1) for n in (100, 2000))
+    assert few["repeated_null"] < many["repeated_null"]
+    for report in few, many:
+        assert report["repeated"] == pytest.approx(report["repeated_null"], abs=0.2)
+    ordered = copying_report(normal(100, 2, seed=2), train, new[new[:, 0].argsort()], 0.1)
+    assert ordered["repeated_null"] == pytest.approx(few["repeated_null"], abs=0.2)
+
+def test_images_of_any_shape_are_reported_on():
+    train, new, x = normal(50, 16), normal(120, 16, seed=1), normal(30, 16, seed=2)
+    pictures = [a.view(-1, 1, 4, 4) for a in (x, train, new)]
+    assert copying_report(*pictures) == copying_report(x, train, new)
+
+def test_siblings_are_never_the_sample_itself():
+    x = normal(50, 64)
+    d, which = nearest_images(torch.cat([x, x]), x)[2:]
+    assert torch.equal(which, torch.arange(100).roll(50)) and (d == 0).all()
+    far = 200 * torch.rand(20, 3072, generator=torch.Generator().manual_seed(1)) # grey values
+    assert (nearest_images(far, far)[0] == 0).all()
+
 def test_false_alarms_and_bad_input_of_the_report():
     x, train, new = normal(50, 3), normal(60, 3, seed=1), normal(1000, 3, seed=2)
     for share in 0.01, 0.2:
-        report = copying_report(x, train, new, share)
-        assert report["copied_null"] == pytest.approx(share, abs=0.003)
-    assert copying_report(x, train, new, seed=1) != copying_report(x, train, new, seed=2)
+        assert copying_report(x, train, new, share)["copied_null"] == share
+    for M in 100, 150: # never above what is allowed
+        report = copying_report(x, train, new[:M], 0.01)
+        nearest = torch.cdist(new[:M], train).min(1).values
+        assert (nearest < report["delta"]).double().mean() <= 0.01
+    assert refused(copying_report, x, train, new[:99]) == (
+        "ValueError: held_out must hold 100 data for that false_alarm, not 99")
+    many = partial(copying_report, normal(1500, 3, seed=3), train, new, 0.5)
+    assert many(seed=1) == many(seed=1) != many(seed=2)
     assert refused(copying_report, x, train, new[:, :2]).startswith("ValueError: held_out")
     assert refused(copying_report, x[:, :2], train, new).startswith("ValueError: samples")
     assert refused(copying_report, x, train[0], new).startswith("ValueError: train")
@@ -145,8 +194,17 @@ def test_training_and_sampling_follow_their_seeds():
     x = sample_digits(model, 5, 1)
     assert x.shape == (5, 64) and torch.equal(x, sample_digits(model, 5, 1))
     assert not torch.equal(x, sample_digits(model, 5, 2))
-    assert refused(train_digits, xi, 3, "fast") == (
-        f"ValueError: recipe must be one of {', '.join(RECIPES)}, not 'fast'")
+    for wrong in "fast", ["cycle"]:
+        assert refused(train_digits, xi, 3, wrong) == (
+            f"ValueError: recipe must be one of {', '.join(RECIPES)}, not {wrong!r}")
+    assert refused(train_digits, xi, 0).startswith("ValueError: steps")
+    assert refused(sample_digits, model, 0).startswith("ValueError: n ")
+    exact = partial(marginal_score, patterns=xi, sigma=SIGMA)
+    assert refused(sample_digits, exact, 5).startswith("ValueError: patterns are needed")
+    for noise in 9., [0.3, 0.3], 0.:
+        assert "noise" in refused(denoising_error, model, xi, noise)
+    assert denoising_error(model, xi, np.array([0.3])) == denoising_error(model, xi, 0.3)
+    assert refused(denoising_error, model, xi[0]).startswith("ValueError: images")
 
 def test_the_exact_score_memorizes():
     numbers = digit_piece("exact", 32, 0, seed=1, n=100)
@@ -174,6 +232,8 @@ def test_the_table_of_the_repository():
     table = json.loads((ROOT / "nbs" / "sweeps" / "digits.json").read_text())
     config = table["config"]
     assert config["sizes"] == list(SIZES) and config["steps"] == list(STEPS)
+    planned = _plan(SIZES, range(config["seeds"]), STEPS, False)
+    assert [piece["settings"] for piece in table["pieces"]] == planned # whole, and in order
     for piece in table["pieces"]:
         numbers, where = piece["numbers"], piece["settings"]
         shares = np.array([numbers["memorized"], numbers["spurious"]])

@@ -9,11 +9,12 @@ from functools import partial
 from helpers import ROOT, none, refused
 from amtutorial.data import circle_patterns, generate_circle_data
 from amtutorial.decision import effective_dimension
-from amtutorial.sde import marginal_score
+from amtutorial.sde import marginal_sample, marginal_score, posterior_mean
 from amtutorial.sweeps import run_pieces
 from amtutorial.transition import ANSWERS, TIMES, circle_piece, circle_recall, covered_share
 from amtutorial.transition import draw_transition, format_transition, index_by_size
-from amtutorial.transition import learned_dimension, pick, predicted_recall, sweep
+from amtutorial.transition import SIZES, learned_dimension, pick, predicted_recall, sweep
+from amtutorial.transition import _plan
 
 def on_circle(angles):
     "Points at these angles, in double precision."
@@ -107,6 +108,33 @@ def test_a_small_sweep_and_its_table(small):
     assert len(lines) == 3 and len({len(line) for line in lines}) == 1
     assert draw_transition(table).axes[0].get_ylabel()
 
+@pytest.mark.parametrize("steps", [4, 250, 1000, 4000])
+def test_plan_trains_all_factors_as_long_as_the_base(steps):
+    "What is not a change of the steps trains as many steps as the pieces that it is drawn beside."
+    plan = list(_plan(SIZES, 2, steps, False))
+    trained = [s for s in plan if s["answer"] in ("means", "draws")]
+    changed = [s for s in trained if set(s) - {"K", "seed", "answer", "iterations"}]
+    base = [s for s in trained if s not in changed]
+    assert len({json.dumps(s, sort_keys=True) for s in plan}) == len(plan)
+    assert sum(s.get("iterations", 1000) == steps for s in base) == 2 * 2 * len(SIZES)
+    others = {s["iterations"] for s in base if s.get("iterations", 1000) != steps}
+    assert others == {steps // 4, 4 * steps, 16 * steps}
+    none([s for s in changed if s.get("iterations", 1000) != steps
+          and not (s.get("lr") and s["iterations"] == 4 * steps)])
+    table = dict(config=dict(steps=steps), pieces=[dict(settings=s) for s in plan])
+    assert len(pick(table, 32, answer="means")) == len(pick(table, 32, answer="exact")) == 2
+    assert len(pick(table, 32, answer="means", lr=5e-3)) == 2
+    assert len(pick(table, 32, answer="means", lr=5e-3, iterations=4 * steps)) == 2
+    assert len(pick(table, 64, answer="draws", iterations=16 * steps)) == 2
+    assert len(pick(table, answer="means", network=dict(num_layers=8))) == 2 * 3
+
+def test_plan_of_the_kept_table():
+    "The pieces that are kept with the book are the ones that the command would compute."
+    table = json.loads((ROOT / "nbs" / "sweeps" / "transition.json").read_text())
+    config = table["config"]
+    plan = _plan(config["sizes"], config["seeds"], config["steps"], config["quick"])
+    assert [p["settings"] for p in table["pieces"]] == list(plan)
+
 def test_seeds_and_answers_differ(small):
     _, table = small
     results = {json.dumps(p["numbers"]) for p in table["pieces"]}
@@ -135,7 +163,28 @@ def test_theory_has_both_ends():
     assert all(a > b > null for a, b in zip(falls, falls[1:]))
     assert predicted_recall(32, [0.9] * len(TIMES), 0.2) > falls[1]
 
+def test_exact_recall_depends_on_the_last_noise_in_spacings():
+    "A noised memory, denoised: K √ε decides, and at a tenth nearly all is recalled."
+    for ratio in 3., 1., 0.1:
+        found = []
+        for K in 64, 1000:
+            xi, g = circle_patterns(K, 5).double(), torch.Generator().manual_seed(1)
+            v = torch.full((4000, 1), (ratio / K)**2)
+            x = marginal_sample(4000, v[0].item(), xi, generator=g)
+            found.append(circle_recall(posterior_mean(x, v, xi), xi))
+        assert max(found) - min(found) < 0.05
+    assert min(found) > 0.99
+
 # The table that is kept with the book
+
+def test_a_kept_piece_is_what_the_code_gives():
+    "Without training a piece is the same on every machine, up to rounding."
+    table = json.loads((ROOT / "nbs" / "sweeps" / "transition.json").read_text())
+    for K, answer in (256, "exact"), (512, "following"), (48, "fresh"):
+        [kept] = [p["numbers"] for p in pick(table, K, answer=answer) if p["settings"]["seed"] == 1]
+        now = circle_piece(K, 1, answer)
+        assert np.allclose(now["recall"], kept["recall"], atol=0.003)
+        assert np.allclose(now["null"], kept["null"], atol=1e-6)
 
 def test_kept_table():
     table = json.loads((ROOT / "nbs" / "sweeps" / "transition.json").read_text())
