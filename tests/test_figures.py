@@ -267,6 +267,12 @@ def test_speed():
     assert interval(10) == 100 and interval(20) == 50
 
 
+def test_player_loads_nothing_and_starts_where_it_is_told():
+    page = animation_html(dots(), "a dot", "dot", first=2)
+    assert "http" not in page and "<link" not in page and "fa-" not in page and "▶" in page
+    assert "animdot.set_frame(2);" in page and 'width="96"' in page
+
+
 def test_frames_are_small_and_true():
     "64 colours, and no pixel far from what it was."
     anim = dots(2)

@@ -1,143 +1,25 @@
-"""The site, built into a temporary folder and read in a real browser.
+"""The site, built into a temporary folder and read in a real browser (tests/conftest.py).
 
-Chromium, KaTeX and Font Awesome are those of the system: see `.ci/run`.
+Always as smalldocs renders it, and as Quarto does where `quarto` is installed.
 """
 
-import functools
-import http.server
-import math
-import os
+import json
 import re
 import shutil
 import subprocess
 import sys
-import threading
+from contextlib import contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-import torch
+from browsing import CONTRAST, MATHJAX, from_disk, in_browser
 from helpers import ROOT, none, tool
-from playwright.sync_api import sync_playwright
-
-from amtutorial.circle import energy_am, score_am
-from amtutorial.data import circle_patterns, plane_grid
-from amtutorial.minima import find_minima
-from amtutorial.retrieval import hopfield_update, retrieve
-from amtutorial.sde import effective_number, marginal_logp, marginal_score, posterior_weights
 
 PAGES = [Path(tool.page_url(ROOT, p)).name for p in tool.notebooks(ROOT)]
-SHARE = Path("/usr/share")  # packages libjs-katex and fonts-font-awesome of Debian and Ubuntu
-CHROMIUM = next(
-    filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
-)
-LOCAL = {
-    "cdn.jsdelivr.net/npm/katex": SHARE / "javascript" / "katex",
-    "maxcdn.bootstrapcdn.com/font-awesome": SHARE / "fonts-font-awesome",
-}
-MISSING = ([] if CHROMIUM else ["Chromium"]) + [
-    f"{path.name} in {path.parent}" for path in LOCAL.values() if not path.exists()
-]
-in_browser = pytest.mark.skipif(
-    bool(MISSING) and not os.environ.get("CI"), reason=f"not installed: {', '.join(MISSING)}"
-)
-on_pages = pytest.mark.parametrize("name", PAGES)
-
-
-# Built once, served once
-
-
-@pytest.fixture(scope="session")
-def site(tmp_path_factory):
-    "The folder of the site, built on a copy of the checkout."
-    copy = tmp_path_factory.mktemp("checkout")
-    for name in "settings.ini", "_quarto.yml", "nbs", "amtutorial", "assets", "tools":
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, copy / name, symlinks=True)
-        else:
-            shutil.copy2(ROOT / name, copy / name)
-    done = subprocess.run(
-        [sys.executable, copy / "tools" / "site.py", "smalldocs"], capture_output=True, text=True
-    )
-    assert not done.returncode, done.stderr[-3000:]
-    assert done.stdout + done.stderr == "built _docs/index.html\n"
-    return copy / "_docs"
-
-
-@pytest.fixture(scope="session")
-def address(site):
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-    with http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), functools.partial(Quiet, directory=site)
-    ) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
-
-
-@pytest.fixture(scope="session")
-def browser():
-    assert not MISSING, f"not installed: {', '.join(MISSING)}"
-    with sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-def from_disk(route):
-    "Answer a request for another site from files here: a badge is blank, a web font is left out."
-    url = route.request.url
-    if "fonts.googleapis.com" in url:
-        return route.fulfill(body="", content_type="text/css")
-    if url.endswith("badge.svg"):
-        return route.fulfill(
-            body='<svg xmlns="http://www.w3.org/2000/svg" width="117" height="20"/>',
-            content_type="image/svg+xml",
-        )
-    for prefix, folder in LOCAL.items():
-        if prefix in url:
-            file = folder / re.sub(r".*?/(?:dist|[\d.]+)/", "", urlsplit(url).path, count=1)
-            for path in file, file.with_name(file.name.replace(".min.", ".")):
-                if path.exists():
-                    return route.fulfill(path=path)
-    route.abort()
-
-
-def open_window(browser, address, name, width=1280, **kwargs):
-    "A page in a window of its own; what the console complained about is in `page.faults`."
-    context = browser.new_context(viewport=dict(width=width, height=800), **kwargs)
-    context.route(re.compile("^https:"), from_disk)
-    page = context.new_page()
-    page.faults = []
-    page.on(
-        "console",
-        lambda m: (
-            page.faults.append(f"{m.type}: {m.text} {m.location.get('url', '')}")
-            if m.type in ("error", "warning")
-            else None
-        ),
-    )
-    page.on("pageerror", lambda e: page.faults.append(str(e)))
-    page.on("requestfailed", lambda r: page.faults.append(f"not loaded: {r.url}"))
-    page.goto(address + name, wait_until="load")
-    return page
-
-
-@pytest.fixture
-def open_page(browser, address):
-    pages = []
-
-    def open_page(*args, **kwargs):
-        pages.append(open_window(browser, address, *args, **kwargs))
-        return pages[-1]
-
-    yield open_page
-    for page in pages:
-        page.context.close()
+WINDOW, HAND = dict(width=1400, height=900), dict(width=390, height=844)
+COLUMN, PHONE = 829, 349  # widths of the text in both, in pixels
 
 
 # What needs no browser
@@ -188,7 +70,7 @@ def test_links_and_anchors_resolve(site):
 
 
 def test_addresses_of_a_page(site):
-    "Edit and report links, preview, source of a function: all at the repository of settings.ini."
+    "Edit and report links, preview: all at the repository of settings.ini."
     page, cfg = Anchors((site / "sde.html").read_text(encoding="utf-8")), tool.settings(ROOT)
     for link in (
         f"{cfg['git_url']}/edit/{cfg['branch']}/nbs/02_sde.ipynb",
@@ -196,10 +78,6 @@ def test_addresses_of_a_page(site):
         "favicon.svg",
     ):
         assert link in page.links, link
-    assert any(
-        re.match(re.escape(cfg["git_url"]) + r"/blob/\w+/amtutorial/sde\.py#L\d+", o)
-        for o in page.links
-    )
     assert (
         page.meta["og:image"] == tool.page_url(ROOT) + "preview.png"
         and (site / "preview.png").stat().st_size > 1e4
@@ -265,85 +143,262 @@ def test_every_paper_is_on_the_references_page():
     none(faults)
 
 
-# Every page
+def test_no_option_is_given_twice(site):
+    "Quarto refuses a cell that has an option twice, such as a fold of its own and one of nbdev's."
+    faults = []
+    for path in (site.parent / "_proc").glob("*.ipynb"):
+        for cell in tool.load(path)["cells"]:
+            names = re.findall(r"^#\| ([\w-]+):", tool.source(cell), re.M)
+            faults += [f"{path.name}: {n} twice" for n in set(names) if names.count(n) > 1]
+    none(faults)
 
 
-@in_browser
-@on_pages
-def test_page(open_page, name):
-    "No complaint on the console, pictures described, mathematics typeset, no wider than a phone."
-    page = open_page(name)
-    pictures = page.evaluate(
-        """[...document.images].map(
-            i => [i.complete && i.naturalWidth > 0, i.alt, i.src.slice(0, 60)])"""
-    )
-    none(
-        [
-            f"picture {src}: loaded {loaded}, alt {alt!r}"
-            for loaded, alt, src in pictures
-            if not loaded or not alt.strip()
-        ]
-    )
-    text = page.evaluate("""() => { const c = document.querySelector('main').cloneNode(true)
-        c.querySelectorAll('pre, code, script, style, annotation').forEach(e => e.remove())
-        return c.textContent }""")
-    assert not (
-        raw := re.search(
-            r"\]\(\S{0,40}|\\[(\[].{0,40}|\$\$.{0,40}|\\(frac|mathbf|beta|sum)\b.{0,40}", text
-        )
-    ), f"not typeset: {raw[0]}"
-    assert page.locator(".katex-error").count() == 0
-    source = (ROOT / "nbs" / tool.notebooks(ROOT)[PAGES.index(name)].name).read_text(
-        encoding="utf-8"
-    )
-    if "\\\\tag{" in source:
-        assert page.locator(".katex-display .tag").count() > 0
-    page.set_viewport_size(dict(width=390, height=800))
-    none(
-        page.evaluate("""() => { // what sticks out, neither scrolling nor hidden from sight
-        const boxed = e => {
-          if (e.closest('svg, .katex-mathml')) return true
-          for (; e.tagName !== 'MAIN'; e = e.parentElement)
-            if (/auto|scroll/.test(getComputedStyle(e.parentElement).overflowX)) return true }
-        return [...document.querySelectorAll('main *')]
-          .filter(e => e.getBoundingClientRect().right > 391 && !boxed(e))
-          .map(e => e.outerHTML.slice(0, 120)) }""")
-    )
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    none(page.faults)
+def test_exported_code_is_shown(site):
+    "The site shows the code of every exported definition, at the anchor that links lead to."
+    text = (site / "sde.html").read_text(encoding="utf-8")
+    body = text[text.index('id="marginal_score"') :]
+    assert "posterior_mean" in re.sub(r"<[^>]+>", "", body[: body.index("</pre>")])
 
 
-CONTRAST = """() => {
-  const dab = new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true })
-  const paint = colours => {
-    dab.clearRect(0, 0, 1, 1)
-    for (const c of ['#fff', ...colours]) { dab.fillStyle = c; dab.fillRect(0, 0, 1, 1) }
-    return dab.getImageData(0, 0, 1, 1).data }
-  const linear = v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4
-  const light = c => [0.2126, 0.7152, 0.0722].reduce((s, w, i) => s + w * linear(c[i] / 255), 0)
-  const faults = new Set(), walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT)
-  for (let n; n = walk.nextNode();) {
-    const e = n.parentElement, r = e.getBoundingClientRect(), s = getComputedStyle(e), ground = []
-    if (!n.textContent.trim() || !r.width || r.height < 4 || s.visibility === 'hidden') continue
-    if (e.closest('script, style, svg, .anim-buttons, .katex-mathml')) continue
-    for (let o = e; o; o = o.parentElement) ground.unshift(getComputedStyle(o).backgroundColor)
-    const two = [light(paint([...ground, s.color])), light(paint(ground))]
-    const [a, b] = two.sort((x, y) => y - x), ratio = (a + 0.05) / (b + 0.05)
-    const where = `${e.tagName}.${e.className} ${s.color}: ${n.textContent.trim().slice(0, 30)}`
-    if (ratio < (parseFloat(s.fontSize) >= 24 ? 3 : 4.5)) faults.add(`${ratio.toFixed(2)} ${where}`)
+def test_sections_and_pages_have_names_of_their_own():
+    sections = re.findall(r'- section: "?([^"\n]+)', (ROOT / "_quarto.yml").read_text("utf-8"))
+    titles = [tool.source(tool.load(p)["cells"][0]).split("\n")[0] for p in tool.notebooks(ROOT)]
+    bare = [re.sub(r"^(# )?(\d+ |Part \w+: )?", "", name).lower() for name in sections + titles]
+    none(sorted({name for name in bare if bare.count(name) > 1}))
+
+
+# Every page, both renderings, in a window and on a phone, light and dark
+
+
+@pytest.fixture(scope="session")
+def quarto_site(site):
+    "The folder of the site that is published."
+    copy = site.parent.with_name("quarto")
+    made = shutil.ignore_patterns("_docs", "_proc")
+    shutil.copytree(site.parent, copy, symlinks=True, ignore=made)
+    command = [sys.executable, copy / "tools" / "site.py"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert not done.returncode, done.stderr[-3000:]
+    none(re.findall(r".*\b(?:WARN|ERROR).*", done.stdout + done.stderr))
+    return copy / "_docs"
+
+
+with_quarto = pytest.mark.skipif(not shutil.which("quarto"), reason="Quarto is not installed")
+on_both = pytest.mark.parametrize(
+    "rendering", ["site", pytest.param("quarto_site", marks=with_quarto)]
+)
+TYPESET = """() => !document.querySelector('.math') || document.querySelector('.katex')
+  || window.MathJax?.startup?.promise && document.querySelector('mjx-container')"""
+
+
+@contextmanager
+def reader(browser, folder, size=WINDOW, **kwargs):
+    "A function that opens pages, one after the other in one window, their formulas typeset."
+    home = "https://site.test/"
+    context = browser.new_context(viewport=size, reduced_motion="reduce", **kwargs)
+    context.route(re.compile("^https:"), from_disk)
+    serve = lambda route: route.fulfill(path=folder / urlsplit(route.request.url).path[1:])
+    context.route(home + "**", serve)
+    page = context.new_page()
+    page.faults = []
+    page.on("console", lambda m: page.faults.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda e: page.faults.append(str(e)))
+    page.on("requestfailed", lambda r: page.faults.append(f"not loaded: {r.url}"))
+
+    def read(name):
+        page.faults.clear()
+        page.set_viewport_size(size)
+        page.goto(home + name, wait_until="load")
+        page.wait_for_function(TYPESET)
+        page.evaluate("async () => { await window.MathJax?.startup?.promise }")
+        return page
+
+    yield read
+    context.close()
+
+
+LAYOUT = """wide => {
+  const faults = [], width = document.documentElement.clientWidth, round = Math.round
+  const told = (what, e) => faults.push(`${what}: ${e.outerHTML.slice(0, 110)}`)
+  const extra = document.documentElement.scrollWidth - width
+  if (extra > 0) faults.push(`the page scrolls sideways by ${extra}`)
+  const unseen = e => e.closest('mjx-assistive-mml, svg, .visually-hidden, [aria-hidden=true]')
+    || e.parentElement.closest('.katex')
+  const boxes = [...document.querySelectorAll('body *')].filter(e => e.clientWidth
+    && !unseen(e) && getComputedStyle(e).overflowX !== 'visible')
+  for (const e of document.querySelectorAll('main *')) {
+    const r = e.getBoundingClientRect()
+    if (r.width && r.right > width + 1 && !unseen(e)
+        && !boxes.some(b => b !== e && b.contains(e))) told('sticks out', e)
   }
-  return [...faults].slice(0, 12) }"""
+  for (const e of boxes) {
+    const style = getComputedStyle(e)
+    if (e.scrollWidth <= e.clientWidth + 1 || style.textOverflow === 'ellipsis') continue
+    if (!/auto|scroll/.test(style.overflowX)) told('cut off', e)
+    else if (!/local/.test(style.backgroundAttachment) && !e.querySelector('img')
+        && !e.matches('.long, .katex')) told('scrolls, and nothing shows it', e)
+  }
+  for (const cell of document.querySelectorAll('td, th')) {
+    const texts = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT), range = new Range()
+    for (let n; n = texts.nextNode();) {
+      if (n.parentElement.closest('.math, mjx-container, .katex')) continue
+      for (const m of n.textContent.matchAll(/[^\\s-]+(-\\d+)?/g)) {
+        range.setStart(n, m.index)
+        range.setEnd(n, m.index + m[0].length)
+        const lines = new Set([...range.getClientRects()].map(r => round(r.top)))
+        if (lines.size > 1) faults.push(`broken word: ${m[0]}`)
+      }
+    }
+  }
+  for (const i of document.images) {
+    if (!i.complete || !i.naturalWidth) told('not loaded', i)
+    if (!i.alt.trim()) told('no alternative text', i)
+  }
+  if (wide) for (const e of document.querySelectorAll('main pre')) {
+    const s = getComputedStyle(e), pen = new OffscreenCanvas(1, 1).getContext('2d')
+    pen.font = `${s.fontSize} ${getComputedStyle(e.querySelector('code') ?? e).fontFamily}`
+    const room = e.clientWidth - parseFloat(s.paddingLeft) - parseFloat(s.paddingRight)
+    const narrow = room < pen.measureText('0'.repeat(100)).width
+    if (e.clientWidth && narrow && !e.closest('li, blockquote'))
+      told('has no room for 100 characters', e)
+  }
+  return [...new Set(faults)].slice(0, 8) }"""
+
+RAW = re.compile(r"\]\(\S{0,40}|\\[(\[].{0,40}|\$\$.{0,40}|\\(frac|mathbf|beta|sum)\b.{0,40}")
+WORDS = """() => { const c = document.querySelector('main').cloneNode(true)
+  c.querySelectorAll('pre, code, script, style, annotation, mjx-container').forEach(e => e.remove())
+  return c.textContent }"""
+
+
+SWITCH = """async () => { // to the other theme, and until its colours and its mark are there
+  const look = () => [getComputedStyle(document.body).backgroundColor,
+    !!document.querySelector('.quarto-dark')]
+  const before = look();
+  (window.quartoToggleColorScheme ?? smalldocsToggleScheme)()
+  for (let i = 0; i < 300 && look().some((value, k) => value === before[k]); i++)
+    await new Promise(requestAnimationFrame)
+  await new Promise(requestAnimationFrame) }"""
+
+
+def faults_of(page, wide):
+    "What a reader of an open page would stumble over."
+    yield from page.evaluate(LAYOUT, wide)
+    yield from page.evaluate(CONTRAST.replace(".anim-buttons, .katex-mathml", ".katex"))
 
 
 @in_browser
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["index.html", "sde.html", "explorer.html"])
-def test_contrast(open_page, name, scheme):
-    "Every text reaches the contrast that WCAG calls AA."
-    page = open_page(
-        name, color_scheme=scheme, reduced_motion="reduce"
-    )  # no colour is half-way to another
-    none(page.evaluate(CONTRAST))
+@on_both
+def test_pages(browser, request, rendering):
+    "Nothing sticks out or is cut off, words are whole, text is legible, the console is silent."
+    faults = []
+    with reader(browser, request.getfixturevalue(rendering)) as read:
+        for name in PAGES:
+            page = read(name)
+            if raw := RAW.search(page.evaluate(WORDS)):
+                faults.append(f"{name}: not typeset: {raw[0]}")
+            if page.locator(".katex-error, mjx-merror").count():
+                faults.append(f"{name}: a formula with an error")
+            for place in "light", "light phone", "dark phone", "dark":
+                if place == "dark phone":
+                    page.evaluate(SWITCH)
+                wide = "phone" not in place
+                page.set_viewport_size(WINDOW if wide else HAND)
+                faults += [f"{name}, {place}: {fault}" for fault in faults_of(page, wide)]
+            page.evaluate(SWITCH)
+            faults += [f"{name}: {fault}" for fault in page.faults]
+    none(faults)
+
+
+@in_browser
+@on_both
+@pytest.mark.parametrize("scheme, light", [("light", True), ("dark", False)])
+def test_theme_follows_the_system(browser, request, rendering, scheme, light):
+    with reader(browser, request.getfixturevalue(rendering), color_scheme=scheme) as read:
+        ground = read("index.html").evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (min(map(int, re.findall(r"\d+", ground)[:3])) > 128) == light
+
+
+@in_browser
+@on_both
+@pytest.mark.parametrize("size", [WINDOW, HAND], ids=["window", "phone"])
+def test_first_screen(browser, request, rendering, size):
+    "Picture, two sentences and where to start, without scrolling."
+    with reader(browser, request.getfixturevalue(rendering), size) as read:
+        page = read("index.html")
+        ends = lambda css: page.eval_on_selector_all(
+            css, "all => all.map(e => e.getBoundingClientRect().bottom)"
+        )
+        links = page.eval_on_selector_all(".am-start a", "all => all.map(a => a.href)")
+        assert [Path(o).name for o in links] == ["data.html", "explorer.html", "01_data.ipynb"]
+        assert max(ends(".am-start a") + [ends("main img")[0]]) <= size["height"]
+
+
+@with_quarto
+def test_published_site_loads_nothing_from_elsewhere_but_mathjax(quarto_site):
+    loads = re.compile(r'<(?:script|img|iframe|link(?! rel="canonical"))\b[^>]*="(https?:[^"]+)"')
+    found = {
+        (path.name, url)
+        for path in quarto_site.glob("*.html")
+        for url in loads.findall(path.read_text(encoding="utf-8"))
+    }
+    none(sorted(f for f in found if "/npm/mathjax@3/" not in f[1]))
+
+
+@on_both
+def test_previews_of_the_search_are_plain(request, rendering):
+    text = (request.getfixturevalue(rendering) / "search.json").read_text(encoding="utf-8")
+    none([e["href"] for e in json.loads(text) if re.search(r"\\[(\[].*?\\[)\]]", e["text"], re.S)])
+
+
+@in_browser
+@on_both
+def test_open_page_is_marked(browser, request, rendering):
+    entries = dict(index="Tutorial", explorer="Explorer", api="API", references="References")
+    with reader(browser, request.getfixturevalue(rendering)) as read:
+        for name, entry in entries.items():
+            marked = read(name + ".html").locator(".navbar .nav-link.active").all_inner_texts()
+            assert [text.strip() for text in marked] == [entry]
+
+
+EQUATION = re.compile(r"\$\$(.*?)\$\$", re.S)
+
+
+@in_browser
+@pytest.mark.skipif(not MATHJAX.exists(), reason="django-static-mathjax is not installed")
+def test_equations_fit(browser, site):
+    "MathJax typesets every displayed equation within the column; on a phone, long ones scroll."
+    equations = [
+        (path.name, formula)
+        for path in tool.notebooks(ROOT)
+        for cell in tool.load(path)["cells"]
+        if cell["cell_type"] == "markdown"
+        for formula in EQUATION.findall(re.sub(r"`[^`]*`", "", tool.source(cell)))
+    ]
+    escape = lambda s: s.replace("&", "&amp;").replace("<", "&lt;")
+    divs = "".join(f"<div class='e'>\\[{escape(formula)}\\]</div>" for _, formula in equations)
+    script = "https://cdn.jsdelivr.net/npm/mathjax@3/es5/tex-chtml-full.js"
+    (site / "equations.htm").write_text(
+        f"<!doctype html><meta charset=utf-8><link rel=stylesheet href=styles.css>"
+        f"<script>window.MathJax = {{}}</script><script src='{script}'></script>"
+        f"<main class=math style='font-size: 17px'>{divs}</main>",
+        encoding="utf-8",
+    )
+    measure = """width => {
+      document.querySelector('main').style.width = width + 'px'
+      return [...document.querySelectorAll('.e')].map(e => { const m = e.firstElementChild
+        return [m.clientWidth, m.scrollWidth, getComputedStyle(m).overflowX] }) }"""
+    faults = []
+    with reader(browser, site) as read:
+        page = read("equations.htm")
+        assert page.locator("mjx-merror").count() == 0
+        for (name, formula), (box, content, _) in zip(equations, page.evaluate(measure, COLUMN)):
+            if max(box, content) > COLUMN:
+                faults.append(f"{name}: {content} pixels wide: {formula.strip()[:70]}")
+        for (name, formula), (box, content, flow) in zip(equations, page.evaluate(measure, PHONE)):
+            if box > PHONE or content > box and flow != "auto":
+                faults.append(f"{name}: leaves a phone's page: {formula.strip()[:70]}")
+    (site / "equations.htm").unlink()
+    none(faults)
 
 
 @in_browser
@@ -394,284 +449,3 @@ def test_animation_plays(open_page):
         "([e, src]) => e.src !== src", arg=[picture.element_handle(), before], timeout=5000
     )
     none(page.faults)
-
-
-# The explorer
-
-READY = "window.amExplorer && amExplorer.state().frame > 0"
-
-
-@pytest.fixture(scope="session")
-def explorer_window(browser, address):
-    page = open_window(browser, address, "explorer.html")
-    page.wait_for_function(READY)
-    return page
-
-
-@pytest.fixture
-def explorer(explorer_window):
-    "The explorer as it first opens: nine memories at t = 0.15."
-    page = explorer_window
-    for choice in "[value=cue]", "[value=hopfield]":
-        page.locator(choice).check()
-    page.locator("[data-preset='9']").click()
-    set_t(page, 0.15)
-    yield page
-    none(page.faults)
-
-
-def state(page):
-    "What the explorer shows, after the next frame."
-    page.evaluate("() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))")
-    return page.evaluate("amExplorer.state()")
-
-
-def set_t(page, t):
-    page.evaluate(
-        """t => { const e = document.querySelector('#explorer input[name=t]')
-        e.value = Math.log(t)
-        e.dispatchEvent(new Event('input', { bubbles: true })) }""",
-        t,
-    )
-
-
-def exact_minima(patterns, t, bound=1.5, n=161):
-    "What chapter 7 finds: positions, barriers and N_eff of the minima that are no ripples."
-    X, Y, points = plane_grid(n, bound)
-    energy = -marginal_logp(points.double(), t, patterns).reshape(n, n)
-    found = find_minima(
-        energy,
-        torch.stack([X, Y], -1).double(),
-        lambda x: x + t * marginal_score(x, t, patterns),
-        tol=1e-10,
-    )
-    return found.x, found.barrier, effective_number(posterior_weights(found.x, t, patterns))
-
-
-def assert_same_minima(shown, patterns, t):
-    wells = [m for m in shown["minima"] if m["kind"] != "ripple"]
-    x, barrier, n_eff = exact_minima(patterns, t)
-    assert len(wells) == len(x)
-    torch.testing.assert_close(
-        torch.tensor([[m["x"], m["y"]] for m in wells], dtype=torch.float64), x, rtol=0, atol=1e-6
-    )
-    torch.testing.assert_close(
-        torch.tensor([m["n_eff"] for m in wells], dtype=torch.float64), n_eff, rtol=0, atol=1e-5
-    )
-    torch.testing.assert_close(
-        torch.tensor([m["barrier"] or math.inf for m in wells], dtype=torch.float64),
-        barrier,
-        rtol=0,
-        atol=1e-2,
-    )  # on a grid
-    assert [m["kind"] == "memory" for m in wells] == [n < 1.5 for n in n_eff.tolist()]
-
-
-@in_browser
-def test_closed_forms_are_those_of_the_library(explorer):
-    g = torch.Generator().manual_seed(1)
-    for K, t in [(1, 0.5), (2, 0.15), (9, 0.002), (9, 0.15), (30, 1.0)]:
-        patterns, x = (
-            circle_patterns(K).double(),
-            torch.randn(20, 2, generator=g, dtype=torch.float64),
-        )
-        got = explorer.evaluate(
-            """([x, t, p]) => x.map(([a, b]) => { const w = amExplorer.weights(a, b, t, p)
-            return [amExplorer.energy(a, b, t, p), amExplorer.effectiveNumber(w),
-              ...amExplorer.score(a, b, t, p), ...amExplorer.denoise([a, b], t, p)] })""",
-            [x.tolist(), t, patterns.tolist()],
-        )
-        w = posterior_weights(x, t, patterns)
-        want = torch.cat(
-            [
-                -marginal_logp(x, t, patterns)[:, None],
-                effective_number(w)[:, None],
-                marginal_score(x, t, patterns),
-                w @ patterns,
-            ],
-            1,
-        )
-        torch.testing.assert_close(
-            torch.tensor(got, dtype=torch.float64), want, rtol=1e-9, atol=1e-9
-        )
-    unit = torch.tensor([[math.cos(0.3), math.sin(0.3)], [1, 0]], dtype=torch.float64)
-    assert explorer.evaluate(
-        "([x, p]) => amExplorer.denoise(x, 0.3, p)", [unit[0].tolist(), unit.tolist()]
-    ) == pytest.approx(hopfield_update(unit[:1], unit, 1 / 0.3)[0].tolist(), abs=1e-12)
-
-
-@in_browser
-def test_circle_is_that_of_the_library(explorer):
-    R = torch.linspace(0, 3, 61, dtype=torch.float64)
-    x = torch.stack([R * math.cos(1.0), R * math.sin(1.0)], 1)
-    for t in 0.002, 0.05, 0.15, 1.0:
-        beta = 1 / (2 * t)
-        got = explorer.evaluate(
-            "([R, t]) => R.map(r => amExplorer.circleEnergy(r, t))", [R.tolist(), t]
-        )
-        torch.testing.assert_close(
-            torch.tensor(got, dtype=torch.float64),
-            beta * energy_am(x, beta, normalize=False),
-            rtol=1e-10,
-            atol=1e-10,
-        )
-
-
-@in_browser
-def test_map_and_flow(explorer):
-    "The map, drawn by products of Gaussians; the flow of one memory, whose distance falls as √t."
-    patterns = circle_patterns(30).double()
-    got = explorer.evaluate("p => [...amExplorer.landscape(0.15, p, 41, 1.5)]", patterns.tolist())
-    _, _, points = plane_grid(41, 1.5)
-    want = -marginal_logp(points.double(), 0.15, patterns).reshape(41, 41).T.ravel()
-    torch.testing.assert_close(torch.tensor(got, dtype=torch.float64), want, rtol=0, atol=1e-6)
-    end = explorer.evaluate(
-        """() => { let x = [1, 1]
-        for (let t = 0.5; t > 0.01; t *= 0.95) x = amExplorer.flow(x, t, t * 0.95, [[0.2, 0.1]])
-        return x }"""
-    )
-    s = 0.5
-    while s > 0.01:
-        s *= 0.95
-    assert end == pytest.approx(
-        [0.2 + 0.8 * math.sqrt(s / 0.5), 0.1 + 0.9 * math.sqrt(s / 0.5)], abs=1e-8
-    )
-
-
-@in_browser
-@pytest.mark.parametrize(
-    "K, t, phase",
-    [
-        (2, 0.15, "memories"),
-        (9, 0.15, "mixtures"),
-        (9, 0.02, "memories"),
-        (30, 0.15, "circle"),
-        (30, 0.3, "one valley"),
-        (9, 0.5, "one valley"),
-    ],
-)
-def test_presets_and_slider(explorer, K, t, phase):
-    explorer.locator(f"[data-preset='{K}']").click()
-    set_t(explorer, t)
-    shown = state(explorer)
-    patterns = circle_patterns(K).double()
-    torch.testing.assert_close(
-        torch.tensor(shown["patterns"], dtype=torch.float64), patterns, rtol=0, atol=1e-8
-    )
-    assert (
-        shown["t"] == pytest.approx(t, rel=1e-9)
-        and f"β = 1/(2σ²t) = {1 / (2 * shown['t']):.3g}"
-        in explorer.locator("#explorer output").inner_text()
-    )
-    if (K, t) != (9, 0.02):
-        assert_same_minima(shown, patterns, shown["t"])
-    assert shown["phase"] == phase and explorer.locator(".am-phase b").inner_text() == phase
-
-
-@in_browser
-def test_circle_preset(explorer):
-    explorer.locator("[data-preset=circle]").click()
-    shown = state(explorer)
-    assert shown["phase"] == "circle" and shown["patterns"] is None and shown["minima"] == []
-    for t in 0.002, 0.15, 0.49, 0.6:  # the bottom of the valley: no force along the radius
-        R = explorer.evaluate("t => amExplorer.ringRadius(t)", t)
-        assert abs(
-            score_am(torch.tensor([[R, 0.0]], dtype=torch.float64), 1 / (2 * t)).max()
-        ) < 1e-6 and (R > 0) == (t < 0.5)
-
-
-def plane(page):
-    "A function from points of the plane to pixels of the window."
-    page.locator("#explorer canvas").scroll_into_view_if_needed()
-    box = page.locator("#explorer canvas").bounding_box()
-    return lambda x, y: (
-        box["x"] + (x / 1.5 + 1) / 2 * box["width"],
-        box["y"] + (1 - y / 1.5) / 2 * box["height"],
-    )
-
-
-@in_browser
-def test_drag_moves_a_memory(explorer):
-    explorer.locator("[data-preset='2']").click()
-    before = state(explorer)["patterns"]
-    at = plane(explorer)
-    explorer.mouse.move(*at(*before[0]))
-    explorer.mouse.down()
-    explorer.mouse.move(*at(0.2, 0.3), steps=4)
-    explorer.mouse.up()
-    explorer.mouse.move(*at(-1, -1))
-    shown = state(explorer)
-    assert (
-        shown["patterns"][0] == pytest.approx([0.2, 0.3], abs=0.01)
-        and shown["patterns"][1] == before[1]
-    )
-    assert_same_minima(shown, torch.tensor(shown["patterns"], dtype=torch.float64), shown["t"])
-
-
-@in_browser
-def test_memories_are_added_and_removed(explorer):
-    explorer.locator("[data-do=clear]").click()
-    explorer.locator("[value=add]").check()
-    at = plane(explorer)
-    for point in (0.5, 0.5), (-0.5, 0.2), (0.1, -0.8):
-        explorer.mouse.click(*at(*point))
-    assert len(state(explorer)["patterns"]) == 3
-    explorer.locator("[value=remove]").check()
-    explorer.mouse.click(*plane(explorer)(-0.5, 0.2))
-    assert [p[0] > 0 for p in state(explorer)["patterns"]] == [True, True]
-
-
-@in_browser
-def test_cue_is_retrieved(explorer):
-    patterns = circle_patterns(9).double()
-    explorer.mouse.click(*plane(explorer)(0.1, 0.3))
-    explorer.wait_for_function("amExplorer.state().cue?.done", timeout=20000)
-    trail = torch.tensor(state(explorer)["cue"]["trail"], dtype=torch.float64)
-    torch.testing.assert_close(
-        trail[1:3],
-        torch.stack([hopfield_update(x, patterns, 1 / 0.15) for x in trail[:2]]),
-        rtol=0,
-        atol=1e-6,
-    )
-    torch.testing.assert_close(
-        trail[-1], retrieve(trail[:1], patterns, 1 / 0.15).x[0], rtol=0, atol=2e-3
-    )
-
-
-@in_browser
-@pytest.mark.parametrize("motion", ["flow", "noise"])
-def test_cue_ends_on_a_memory(explorer, motion):
-    explorer.locator(f"[value={motion}]").check()
-    explorer.mouse.click(*plane(explorer)(0.1, 0.3))
-    explorer.wait_for_function("amExplorer.state().cue?.done", timeout=20000)
-    shown = state(explorer)
-    last = torch.tensor(shown["cue"]["trail"][-1], dtype=torch.float64)
-    assert torch.cdist(last[None], circle_patterns(9).double()).min() < 5 * math.sqrt(0.002)
-    assert shown["shown"] == shown["t"], "the landscape returns to the noise of the slider"
-
-
-@in_browser
-def test_keyboard(explorer):
-    canvas = explorer.locator("#explorer canvas")
-    canvas.focus()
-    before = state(explorer)["patterns"]
-    for key in ["m", "Enter", "ArrowRight", "ArrowUp", "Enter"]:
-        canvas.press(key)
-    after = state(explorer)["patterns"]
-    moved = [k for k in range(9) if after[k] != before[k]]
-    assert len(moved) == 1 and after[moved[0]] == pytest.approx(
-        [before[moved[0]][0] + 0.05, before[moved[0]][1] + 0.05], abs=1e-9
-    )
-    canvas.press("Delete")
-    assert len(state(explorer)["patterns"]) == 8
-    explorer.locator("#explorer input[name=t]").press("ArrowLeft")
-    assert state(explorer)["t"] < 0.15
-
-
-@in_browser
-def test_touch_on_a_phone(open_page):
-    page = open_page("explorer.html", width=390, has_touch=True, is_mobile=True)
-    page.wait_for_function(READY)
-    page.touchscreen.tap(*plane(page)(0.1, 0.2))
-    page.wait_for_function("amExplorer.state().cue?.trail.length > 1")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -104,8 +104,7 @@ def colab_url(cfg, name):
 
 
 def colab_badge(cfg, name):
-    picture = "https://colab.research.google.com/assets/colab-badge.svg"
-    return f"[![Open in Colab]({picture})]({colab_url(cfg, name)})"
+    return f"[![Open in Colab](colab-badge.svg)]({colab_url(cfg, name)})"
 
 
 def raw_url(cfg, path):
@@ -229,7 +228,8 @@ def stamped_cells(root, name):
         f'    %pip install -q "{cfg["lib_name"]} @ git+{cfg["git_url"]}.git@{cfg["branch"]}"\n'
         f"    import {cfg['lib_path']}  # noqa: F401 (a failed install ends here)"
     )
-    badge = make_cell("markdown", BADGE, colab_badge(cfg, name))
+    text = colab_badge(cfg, name) + " runs this chapter in your browser."
+    badge = make_cell("markdown", BADGE, text)
     return [badge, make_cell("code", INSTALL, install)]
 
 
@@ -352,9 +352,10 @@ def badges(root):
     cfg = settings(root)
     first = next(p for p in chapters(root) if p.name >= "01")
     flow = lambda name: f"{cfg['git_url']}/actions/workflows/{name}.yml"
+    colab = absolute_links(colab_badge(cfg, first.name), root, None)
     return (
         f"[![tests]({flow('test')}/badge.svg)]({flow('test')}) "
-        f"[![site]({flow('deploy')}/badge.svg)]({page_url(root)}) {colab_badge(cfg, first.name)}"
+        f"[![site]({flow('deploy')}/badge.svg)]({page_url(root)}) {colab}"
     )
 
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Build the site in _docs/ from the notebooks' committed outputs.
 
-With Quarto if it is installed, otherwise (or as `site.py smalldocs`) with smalldocs.
+With Quarto if it is installed, otherwise (or as `site.py smalldocs`) with smalldocs. Both call
+`pages.py` before and after, as _quarto.yml says; so `nbdev_docs` makes the same site.
 """
 
 import json
@@ -16,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def process():
-    "What nbdev does before Quarto: notebooks in _proc/, with signatures and links."
+    "What nbdev does before the rendering: notebooks in _proc/, with titles and links."
     import nbdev.doclinks
     from nbdev.config import get_config
     from nbdev.quarto import refresh_quarto_yml
@@ -25,17 +26,14 @@ def process():
     refresh_quarto_yml()
     nbdev.doclinks._build_modidx()
     folder, cfg = proc_nbs(force=True, n_workers=2), get_config()
-    for path in folder.glob("*.ipynb"):
-        text = path.read_text(encoding="utf-8")
-        path.write_text(
-            text.replace("](../", f"]({cfg.git_url}/blob/{cfg.branch}/"), encoding="utf-8"
-        )
     return folder, cfg.doc_host + cfg.doc_baseurl
 
 
 def notes_for_smalldocs(folder):
     "What smalldocs does not read: page names, and widths of pictures by their first characters."
-    names, widths = {}, {}
+    names, widths, options = {}, {}, folder / "_quarto.yml"
+    unread = r"^    (respect-user-color-scheme: .*|grid:(\n      .*)*)\n"
+    options.write_text(re.sub(unread, "", options.read_text("utf-8"), flags=re.M), "utf-8")
     for path in folder.glob("*.ipynb"):
         text = path.read_text(encoding="utf-8")
         for output in (
