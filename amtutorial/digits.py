@@ -276,7 +276,7 @@ def copying_report(
     samples, # generated samples, shape (n, d) or images (n, ...)
     train, # the training set, shape (K, d) or images
     held_out, # data of the same kind that were not trained on, shape (M, d) or images
-    false_alarm: float = 0.01, # share of held-out data that may count as copies, up to 1/2
+    false_alarm: float = 0.01, # share of fresh data that may count as copies, up to 1/2
     seed: int = 0, # seed of the choice where only a part is compared, and of ties
 ) -> dict: # numbers, and the closest pairs (sample, training datum, distance)
     "Does a model copy? Held-out data are the null. Raises ValueError or TypeError."
@@ -284,11 +284,12 @@ def copying_report(
         (samples, "samples"), (train, "train"), (held_out, "held_out")))
     x, new = as_points(x, "samples", train.shape[1]), as_points(new, "held_out", train.shape[1])
     (d, which), null = _nearest(x, train), _nearest(new, train)[0].sort().values
-    allowed = int(check_number(false_alarm, "false_alarm", 0.5) * len(new))
+    share = check_number(false_alarm, "false_alarm", 0.5)
+    allowed = int(share * (len(new) + 1) + 1e-9) # that share of fresh data is below delta
     if allowed == 0:
-        least = math.ceil(1 / false_alarm)
+        least = math.ceil(1 / share - 1e-9) - 1
         raise ValueError(f"held_out must hold {least} data for that false_alarm, not {len(new)}")
-    if (delta := null[allowed]) <= 1e-6 * null.median():
+    if (delta := null[allowed - 1]) <= 1e-6 * null.median():
         raise ValueError("held_out must not hold data of train; remove them from it")
     g, N = torch.Generator().manual_seed(check_seed(seed)), len(train) + len(new)
     order, p = torch.randperm(N, generator=g), len(train) / N
@@ -300,7 +301,7 @@ def copying_report(
     repeated, by_chance = ((_nearest(a, a, True)[0] < delta).double().mean() for a in some)
     closest = d.argsort()[:5].tolist()
     return dict(
-        copied=(d < delta).double().mean().item(), copied_null=allowed / len(new),
+        copied=(d < delta).double().mean().item(), copied_null=allowed / (len(new) + 1),
         delta=delta.item(), nearer_to_train=coins[:len(train)].sum().item(), nearer_null=p,
         nearer_error=variance.clamp_min(0).sqrt().item(),
         repeated=repeated.item(), repeated_null=by_chance.item(),

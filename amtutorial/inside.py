@@ -17,7 +17,7 @@ def jacobian_spectrum(
     t: float, # time in (0, 1]
     sigma: float = 1., # noise strength σ, above 0
 ) -> torch.Tensor: # eigenvalues, falling, shape (B, d); 0: a push is undone, 1: it stays
-    "Eigenvalues of the denoiser's Jacobian (17.1), of its symmetric part."
+    "Eigenvalues of the symmetric part of the denoiser's Jacobian (17.1)."
     x, t = as_points(x, batch=True).float(), check_number(t, "t", 1)
     v = check_number(sigma, "sigma")**2 * t
     denoised = lambda y: y + v * model(y[None], torch.tensor(t))[0]

@@ -94,7 +94,7 @@ def test_copies_are_found():
     copies[7] = train[123]
     report = copying_report(copies, train, new)
     assert report["copied"] == 1 and report["nearer_to_train"] == pytest.approx(1)
-    assert report["copied_null"] == 0.01 and report["nearer_null"] == 0.4
+    assert report["copied_null"] == 3 / 301 and report["nearer_null"] == 0.4
     assert report["closest"][0] == (7, 123, 0.) and len(report["closest"]) == 5
     labels = 0.4 * 0.6 * (500 / 200 - 1) / 499 # 200 different winners of 500, without replacement
     assert report["nearer_error"] == pytest.approx(math.sqrt(labels), rel=0.02)
@@ -134,6 +134,19 @@ def test_ties_go_to_either_side():
     some = torch.cat([normal(380, 2, seed=3), data[:20]]) # one in twenty is a training point
     assert refused(copying_report, x, data, some).startswith("ValueError: held_out must not hold")
 
+@pytest.mark.parametrize("M, share", [(99, 0.01), (150, 0.01), (10, 0.1)])
+def test_fresh_data_are_copies_as_often_as_allowed(M, share):
+    "Over many draws of held-out data, fresh ones fall below delta with probability `copied_null`."
+    found = []
+    for seed in range(200):
+        train, new, fresh = (normal(n, 3, seed=3 * seed + i) for i, n in enumerate((50, M, 200)))
+        report = copying_report(fresh, train, new, share)
+        assert share / 2 < report["copied_null"] <= share
+        found.append(report["copied"])
+    found = torch.tensor(found)
+    error = found.std() / math.sqrt(len(found))
+    assert abs(found.mean() - report["copied_null"]) < 5 * error
+
 def test_siblings_of_equally_many():
     "The null of repeated samples counts as many held-out data as samples, chosen at random."
     train, new = normal(300, 2), normal(2000, 2, seed=1)
@@ -159,13 +172,13 @@ def test_siblings_are_never_the_sample_itself():
 def test_false_alarms_and_bad_input_of_the_report():
     x, train, new = normal(50, 3), normal(60, 3, seed=1), normal(1000, 3, seed=2)
     for share in 0.01, 0.2:
-        assert copying_report(x, train, new, share)["copied_null"] == share
+        assert copying_report(x, train, new, share)["copied_null"] == int(share * 1001) / 1001
     for M in 100, 150: # never above what is allowed
         report = copying_report(x, train, new[:M], 0.01)
         nearest = torch.cdist(new[:M], train).min(1).values
         assert (nearest < report["delta"]).double().mean() <= 0.01
-    assert refused(copying_report, x, train, new[:99]) == (
-        "ValueError: held_out must hold 100 data for that false_alarm, not 99")
+    assert refused(copying_report, x, train, new[:98]) == (
+        "ValueError: held_out must hold 99 data for that false_alarm, not 98")
     many = partial(copying_report, normal(1500, 3, seed=3), train, new, 0.5)
     assert many(seed=1) == many(seed=1) != many(seed=2)
     assert refused(copying_report, x, train, new[:, :2]).startswith("ValueError: held_out")

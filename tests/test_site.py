@@ -334,14 +334,16 @@ def test_first_screen(browser, request, rendering, size):
 
 
 @with_quarto
-def test_published_site_loads_nothing_from_elsewhere_but_mathjax(quarto_site):
-    loads = re.compile(r'<(?:script|img|iframe|link(?! rel="canonical"))\b[^>]*="(https?:[^"]+)"')
+def test_published_site_stands_alone(quarto_site):
+    "It loads nothing from elsewhere but MathJax, and its links to itself are relative."
+    home = re.escape(tool.page_url(ROOT))
+    loads = r'<(?:script|img|iframe|link(?! rel="canonical"))\b[^>]*="(https?:[^"]+)"'
     found = {
         (path.name, url)
         for path in quarto_site.glob("*.html")
-        for url in loads.findall(path.read_text(encoding="utf-8"))
+        for url in re.findall(rf'{loads}|<a [^>]*href="({home}[^"]*)"', path.read_text("utf-8"))
     }
-    none(sorted(f for f in found if "/npm/mathjax@3/" not in f[1]))
+    none(sorted(f for f in found if "/npm/mathjax@3/" not in f[1][0]))
 
 
 @on_both

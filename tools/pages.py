@@ -129,6 +129,9 @@ def shown(cells, wanted, relative):
             cell["source"] = relative(cell["source"])
         if cell["cell_type"] == "code":
             figure_of_html(cell, quarto="SMALLDOCS" not in os.environ)
+            for data in (output.get("data", {}) for output in cell["outputs"]):
+                if text := "".join(data.get("text/markdown", "")):
+                    data["text/markdown"] = relative(text).splitlines(True)
             yield from filter(None, [anchors(cell, wanted)])
         yield cell
 

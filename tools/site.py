@@ -19,14 +19,12 @@ ROOT = Path(__file__).resolve().parent.parent
 def process():
     "What nbdev does before the rendering: notebooks in _proc/, with titles and links."
     import nbdev.doclinks
-    from nbdev.config import get_config
     from nbdev.quarto import refresh_quarto_yml
     from nbdev.serve import proc_nbs
 
     refresh_quarto_yml()
     nbdev.doclinks._build_modidx()
-    folder, cfg = proc_nbs(force=True, n_workers=2), get_config()
-    return folder, cfg.doc_host + cfg.doc_baseurl
+    return proc_nbs(force=True, n_workers=2)
 
 
 def notes_for_smalldocs(folder):
@@ -50,8 +48,8 @@ def notes_for_smalldocs(folder):
     return names, widths
 
 
-def finish(built, names, widths, home):
-    "Quarto's page names and widths of pictures; relative links, for reading anywhere."
+def finish(built, names, widths):
+    "Quarto's page names and widths of pictures."
     pages = "|".join(map(re.escape, names))
 
     def sized(match):
@@ -63,7 +61,6 @@ def finish(built, names, widths, home):
     for path in [*built.glob("*.html"), built / "search.json", built / "sitemap.xml"]:
         text = re.sub(rf"\b({pages})\b", lambda m: names[m[1]], path.read_text(encoding="utf-8"))
         if path.suffix == ".html":
-            text = re.sub(rf'href="{re.escape(home)}/(\w+\.html)', r'href="\1', text)
             text = re.sub(
                 r'(<img(?: alt="[^"]*")?) src="data:image/png;base64,([\w+/]{400})', sized, text
             )
@@ -75,7 +72,7 @@ def finish(built, names, widths, home):
 def main():
     os.chdir(ROOT)
     quarto = shutil.which("quarto") if sys.argv[1:] != ["smalldocs"] else None
-    folder, home = process()
+    folder = process()
     notes = None if quarto else notes_for_smalldocs(folder)
     command = (
         [quarto, "render", "--no-cache"]
@@ -88,7 +85,7 @@ def main():
     shutil.rmtree(built, ignore_errors=True)
     shutil.move(folder / built.name, built)
     if not quarto:
-        finish(built, *notes, home)
+        finish(built, *notes)
     print(f"built {built.name}/index.html", flush=True)
 
 
