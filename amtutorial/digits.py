@@ -28,6 +28,7 @@ from .training import train_loop
 
 # %% ../nbs/15_digits.ipynb #dig15dat
 #| code-fold: true
+#| code-summary: "The digits"
 def digit_images(
     seed: int = 0, # seed of the order
     held_out: int = 773, # how many images are kept away from training
@@ -40,6 +41,7 @@ def digit_images(
 
 # %% ../nbs/15_digits.ipynb #dig15tra
 #| code-fold: true
+#| code-summary: "Training, in three recipes"
 SIGMA = 8. # strength of the noise; most pairs of digits are 3 to 8 apart
 RECIPES = dict(
     cycle=dict(lr=5e-3), # the rate rises, then falls to nothing at the last step
@@ -62,6 +64,7 @@ def train_digits(
 
 # %% ../nbs/15_digits.ipynb #dig15smp
 #| code-fold: true
+#| code-summary: "Sampling"
 def sample_digits(
     model, # a `ScoreNet`, or the exact score
     n: int = 500, # number of samples
@@ -121,6 +124,7 @@ def classify_samples(
 
 # %% ../nbs/15_digits.ipynb #dig15den
 #| code-fold: true
+#| code-summary: "Denoising error (15.2)"
 def denoising_error(
     model, # a `ScoreNet`, or the exact score, of noise with `SIGMA`
     images, # images, shape (n, d)
@@ -140,6 +144,7 @@ def denoising_error(
 
 # %% ../nbs/15_digits.ipynb #dig15pie
 #| code-fold: true
+#| code-summary: "Measuring one network"
 DELTAS = 0.5, 0.7, 1., 1.4, 2. # thresholds at which a piece is classified
 
 def _measures(model, x, train, new):
@@ -160,6 +165,7 @@ def _measures(model, x, train, new):
 
 # %% ../nbs/15_digits.ipynb #dig15pi2
 #| code-fold: true
+#| code-summary: "One piece of the sweep"
 def digit_piece(
     recipe: str, # one of `RECIPES`, or "exact": the exact score of the images
     K: int, # number of training images
@@ -178,6 +184,7 @@ def digit_piece(
 
 # %% ../nbs/15_digits.ipynb #dig15swp
 #| code-fold: true
+#| code-summary: "The plan of the sweep"
 SIZES = 16, 32, 64, 128, 256, 512, 1024 # numbers of training images, each with all of `STEPS`
 STEPS = 30, 60, 125, 250, 500, 1000, 2000, 4000
 BETWEEN = 24, 48, 96, 192, 384, 768 # numbers in between, with 500 steps
@@ -195,6 +202,7 @@ def _plan(sizes, seeds, steps, quick):
 
 # %% ../nbs/15_digits.ipynb #dig15sw2
 #| code-fold: true
+#| code-summary: "The sweep"
 def sweep(
     sizes=None, # numbers of training images, up to 1,024; None: `SIZES`, or four when quick
     seeds: int | None = None, # how many seeds; None: 3, or 1 when quick
@@ -216,6 +224,7 @@ def sweep(
 
 # %% ../nbs/15_digits.ipynb #dig15fmt
 #| code-fold: true
+#| code-summary: "Reading the table"
 def by_point(
     table, # what `sweep` returns
 ) -> dict: # (recipe, K, steps) -> a dict of numbers for each seed
@@ -236,6 +245,7 @@ def _shares(table, K, steps):
 
 # %% ../nbs/15_digits.ipynb #dig15drw
 #| code-fold: true
+#| code-summary: "Printing and drawing it"
 def format_digits(
     table, # what `sweep` returns
 ) -> str: # a table for the terminal

@@ -14,6 +14,7 @@ from .core import as_patterns, as_points, by_rows, check_count, check_number
 
 # %% ../nbs/16_mechanisms.ipynb #mec16loc
 #| code-fold: true
+#| code-summary: "The machine"
 def _windows(d, window):
     "Which pixels (columns) the windows of all pixels (rows) show: zeros and ones, shape (d, d)."
     check_count(window, "window")

@@ -27,6 +27,7 @@ from .training import score_error, train_loop
 
 # %% ../nbs/14_transition.ipynb #tra14rea
 #| code-fold: true
+#| code-summary: "Reading the table"
 SIZES = 2, 4, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512, 1000 # numbers of memories of the sweep
 
 def pick(
@@ -59,6 +60,7 @@ def index_by_size(
 
 # %% ../nbs/14_transition.ipynb #tra14drw
 #| code-fold: true
+#| code-summary: "Drawing it"
 ANSWERS = dict(
     following="exact score, run to the end", exact="exact score, stopped at t = 1e-5",
     means="network, posterior means", draws="network, plain draws", fresh="fresh points")
@@ -116,6 +118,7 @@ def covered_share(
 
 # %% ../nbs/14_transition.ipynb #tra14dim
 #| code-fold: true
+#| code-summary: "The dimension that a network sees"
 TIMES = [10 ** (-i / 2) for i in range(11)] # 1 to 1e-5, where scores are compared
 
 @torch.no_grad()
@@ -173,6 +176,7 @@ def circle_piece(
 
 # %% ../nbs/14_transition.ipynb #tra14swe
 #| code-fold: true
+#| code-summary: "The plan of the sweep"
 def _factors(steps):
     "One thing changed at a time: settings, and the sizes at which they are tried."
     few = 16, 32, 64
@@ -202,6 +206,7 @@ def _plan(sizes, seeds, steps, quick):
 
 # %% ../nbs/14_transition.ipynb #tra14sw2
 #| code-fold: true
+#| code-summary: "The sweep"
 def sweep(
     sizes=None, # numbers of memories, from 2 to 60,000; None: `SIZES`, or three when quick
     seeds: int | None = None, # draws of memories for each; None: 5, or 2 when quick
@@ -222,6 +227,7 @@ def sweep(
 
 # %% ../nbs/14_transition.ipynb #tra14fmt
 #| code-fold: true
+#| code-summary: "Printing it"
 def format_transition(
     table, # what `sweep` returns
 ) -> str: # a table for the terminal
