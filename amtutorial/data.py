@@ -93,20 +93,30 @@ def cartesian_to_polar(
     return in_kind(torch.hypot(x, y), samples), in_kind(torch.atan2(y, x), samples)
 
 # %% ../nbs/01_data.ipynb #d4b78190
+def _linked(points, distance):
+    "The group (N,) of every point: points at most `distance` apart share one, chains of them too."
+    tree, N = cKDTree(points), len(points)
+    near = tree.query_ball_point(points, distance, return_length=True)
+    blocks = np.flatnonzero(np.diff(near.cumsum() // 2**20)) + 1 # a million pairs at a time
+    group = np.arange(N)
+    for rows in np.split(np.arange(N), blocks):
+        pairs = cKDTree(points[rows]).sparse_distance_matrix(tree, distance, output_type="ndarray")
+        i, j = group[rows[pairs["i"]]], group[pairs["j"]]
+        graph = coo_matrix((np.ones(len(i)), (i, j)), (N, N))
+        group = connected_components(graph, directed=False)[1][group]
+    return group
+
 def merge_patterns(
     patterns, # memories, shape (K, d)
     distance: float = 0.002, # memories closer than this count as one, and so do chains of them
 ): # centres of the merged memories (M, d), and the share of the K memories that each stands for
     "Merge memories that are practically the same (single linkage)."
     patterns = as_patterns(patterns).detach()
-    tree, K = cKDTree(patterns.cpu().numpy()), len(patterns)
-    pairs = tree.query_pairs(check_number(distance, "distance"), output_type="ndarray")
-    graph = coo_matrix((np.ones(len(pairs)), pairs.T), (K, K))
-    M, label = connected_components(graph, directed=False)
-    label = torch.as_tensor(label, dtype=torch.long, device=patterns.device)
-    count = torch.bincount(label, minlength=M).to(patterns)
-    sums = torch.zeros_like(patterns[:M]).index_add_(0, label, patterns)
-    return sums / count[:, None], count / K
+    group = _linked(patterns.cpu().numpy(), check_number(distance, "distance"))
+    group = torch.as_tensor(group, dtype=torch.long, device=patterns.device)
+    count = torch.bincount(group).to(patterns)
+    sums = torch.zeros_like(patterns[:len(count)]).index_add_(0, group, patterns)
+    return sums / count[:, None], count / len(patterns)
 
 # %% ../nbs/01_data.ipynb #99d322d7
 def plane_grid(
