@@ -45,7 +45,7 @@ def _check_width(x, d):
         raise ValueError(f"x must have {wanted}, not shape {tuple(x.shape)}")
 
 class _KeepsForm(nn.Module):
-    "Form and data's moments travel with the weights; published checkpoints name none of them."
+    "Form and data's moments travel with the weights; a published checkpoint has weights alone."
     def __init__(self, d):
         super().__init__()
         self.register_buffer("data_mean", torch.zeros(d)) # training fills in both
@@ -58,9 +58,12 @@ class _KeepsForm(nn.Module):
         self.readout = bool(state)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        state_dict.setdefault(prefix + "_extra_state", torch.tensor(False))
-        for name in "data_mean", "data_cov":
-            state_dict.setdefault(prefix + name, torch.zeros_like(getattr(self, name)))
+        form, *moments = (prefix + name for name in ("_extra_state", "data_mean", "data_cov"))
+        weights = {prefix + name for name in self.state_dict()} - {form, *moments}
+        if weights <= state_dict.keys() and not state_dict.keys() & set(moments):
+            state_dict.setdefault(form, torch.tensor(False)) # the published form
+            for name, value in zip(moments, (self.data_mean, self.data_cov)):
+                state_dict.setdefault(name, torch.zeros_like(value))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 # %% ../nbs/09_scorenet.ipynb #fcdf408f

@@ -149,7 +149,8 @@ def test_points_may_share_their_time(readout):
 def test_the_form_travels_with_the_weights():
     "A published checkpoint names no form and gets the published one, whatever network loads it."
     model, x, t = network(), torch.randn(20, 2), torch.rand(20)
-    checkpoint = {k: v for k, v in model.state_dict().items() if k != "_extra_state"}
+    ours = "_extra_state", "data_mean", "data_cov"
+    checkpoint = {k: v for k, v in model.state_dict().items() if k not in ours}
     loaded, other = network(1, readout=True), network(2, readout=True)
     loaded.load_state_dict(checkpoint)
     with torch.no_grad():
