@@ -94,6 +94,7 @@ def _check_sweep(name, args):
         raise
     return sizes, steps[0] if one and steps else steps, backend
 
+# %% ../nbs/cli.ipynb #cliswp04
 def _run_sweep(name, args):
     "Run a sweep with parsed options; the exit status."
     from importlib import import_module
@@ -126,6 +127,7 @@ def _show(text=""):
         if not isinstance(e, BrokenPipeError):
             raise
 
+# %% ../nbs/cli.ipynb #clirun01
 def _run_experiment(args):
     "Run the experiment with parsed options; the exit status."
     try:
@@ -143,6 +145,7 @@ def _run_experiment(args):
     _show(f"Figures and metrics.json are in {args.out}.\n")
     return 0
 
+# %% ../nbs/cli.ipynb #clikept1
 def _kept(sweep, args, began):
     "What a stopped run leaves behind, in words."
     cache = sys.modules.get("amtutorial.cache") # not there: nothing was computed
@@ -156,6 +159,7 @@ def _kept(sweep, args, began):
     n = sum(path.stat().st_mtime >= began for path in folder.glob("K*.safetensors"))
     return f"networks trained to the end, kept in {folder}: {n}"
 
+# %% ../nbs/cli.ipynb #climain1
 def main(
     argv: list[str] | None = None, # arguments; None: those of the command line
 ) -> int: # exit status: 0; 1 files failed; 2 the request was refused; 130 stopped by Ctrl-C
