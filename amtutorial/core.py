@@ -10,16 +10,23 @@ __all__ = ['check_count', 'check_seed', 'separate_generator', 'check_positive', 
 # %% ../nbs/00_core.ipynb #273136ff
 #| code-fold: true
 import math
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from numbers import Number
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 # %% ../nbs/00_core.ipynb #4d390f2e
+def _brief(value):
+    "A value as an error message shows it: one line, not too long."
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
 def check_count(
     n, # the number to check
     name: str, # its name in the error message
@@ -27,9 +34,14 @@ def check_count(
     least: int = 1, # smallest value accepted
 ) -> int: # `n` as an int
     "Check that `n` is a whole number from `least` to `most`. Raises TypeError or ValueError."
-    if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise TypeError(f"{name} must be a whole number, not {type(n).__name__} {n!r}")
-    n = n.__index__()
+    try:
+        if isinstance(n, bool) or getattr(n, "dtype", None) in (torch.bool, np.bool_):
+            raise TypeError("true or false is no number")
+        whole = n.__index__()
+    except Exception as e: # arrays and tensors have an index, but only if they hold one integer
+        kind = type(n).__name__
+        raise TypeError(f"{name} must be a whole number, not {kind} {_brief(n)}") from e
+    n = whole
     if n < least or (most is not None and n > most):
         upward, between = f"at least {least:,}", f"between {least:,} and {most or 0:,} inclusive"
         raise ValueError(f"{name} must be {upward if most is None else between}, not {n:,}")
@@ -49,6 +61,13 @@ def separate_generator(
     return torch.Generator(device).manual_seed(check_seed(seed) ^ 2**31)
 
 # %% ../nbs/00_core.ipynb #c5f30d62
+def _holds(truths):
+    "Whether all are true. Within `torch.func` nobody knows the values: then nothing is refused."
+    try:
+        return bool(truths.all())
+    except RuntimeError:
+        return True
+
 def check_positive(
     value, # a number, or a tensor or array of them
     name: str, # its name in the error message
@@ -59,11 +78,13 @@ def check_positive(
         numbers = value.tolist() if isinstance(value, np.ndarray) else value # of any layout
         kept = isinstance(value, torch.Tensor)
         v = torch.as_tensor(numbers, dtype=None if kept else torch.float64)
+        truths = v.dtype == torch.bool if kept else np.asarray(numbers).dtype == bool
     except Exception as e:
-        raise TypeError(f"{name} must be a number or a tensor of numbers, not {value!r}") from e
-    if v.is_complex() or v.dtype == torch.bool or v.numel() == 0 or isinstance(value, bool):
-        raise TypeError(f"{name} must hold real numbers, not {value!r}")
-    if not ((v > 0) & (v < math.inf) & (v <= most)).all():
+        wanted = "a number or a tensor of numbers"
+        raise TypeError(f"{name} must be {wanted}, not {_brief(value)}") from e
+    if v.is_complex() or truths or v.numel() == 0 or v.is_meta:
+        raise TypeError(f"{name} must hold real numbers, not {_brief(value)}")
+    if not _holds((v > 0) & (v < math.inf) & (v <= most)):
         low, high = v.detach().min().item(), v.detach().max().item()
         wanted = "be finite and above 0" if most == math.inf else f"lie in (0, {most:g}]"
         found = f"{low:g} to {high:g}" if high > low else f"{low:g}"
@@ -79,28 +100,75 @@ def check_number(
     v = check_positive(value, name, most)
     if v.numel() != 1:
         raise TypeError(f"{name} must be one number, not {v.numel()}")
+    if v.requires_grad:
+        raise TypeError(f"{name} must be a plain number, not a tensor that needs a gradient")
     return float(v.item())
 
 # %% ../nbs/00_core.ipynb #6d796d0c
+class _Refused(TypeError):
+    "Says, in words for the user, why something holds no points."
+
+def _dense(x):
+    "A tensor of known numbers as an ordinary one."
+    masked = torch.masked.is_masked_tensor(x)
+    if masked or x.is_meta or x.is_nested or x.is_quantized:
+        raise _Refused("it is no ordinary tensor (masked, meta, nested or quantized)")
+    return x if x.layout == torch.strided else x.to_dense()
+
+def _from_array(x):
+    "An array of any layout and byte order as a tensor; an array of objects, object by object."
+    if np.ma.is_masked(x):
+        raise _Refused("some values are masked; fill them or leave them out")
+    if x.dtype == object:
+        return _tensor(x.tolist())
+    kind = np.float64 if x.dtype == np.longdouble else x.dtype.newbyteorder("=")
+    return torch.from_numpy(np.require(x, kind, ["C", "W"]))
+
+def _only_numbers(x):
+    "Whether lists in lists hold numbers and nothing else."
+    below = (list, tuple)
+    number = lambda a: isinstance(a, Number) and not isinstance(a, bool)
+    return all(_only_numbers(a) if isinstance(a, below) else number(a) for a in x)
+
+def _stack(items):
+    "Tensors of one shape as one tensor."
+    parts = [_tensor(item) for item in items]
+    if any(part.dtype == torch.bool for part in parts):
+        raise _Refused("true or false is no number")
+    return torch.stack(parts) if parts else torch.empty(0)
+
+def _has_label(item):
+    "Whether an item of a plain list is a point with its label, as data sets give them."
+    return isinstance(item, tuple) and len(item) > 1 and hasattr(item[0], "shape")
+
+def _points_of(items):
+    "The points among the items of a data set, each alone or followed by its label."
+    for item in items:
+        if isinstance(item, (tuple, list)):
+            if isinstance(item[0], Number): # a label cannot be told from a coordinate
+                raise _Refused("its items must be tensors, arrays or (point, label), not numbers")
+            item = item[0]
+        point = _tensor(item)
+        yield point if point.ndim else point[None]
+
 def _tensor(x):
     "Whatever holds numbers, as a tensor; of an item with a label, the item."
-    if isinstance(x, (str, bytes)) or getattr(x, "is_meta", False):
-        raise TypeError("it holds no numbers")
     if isinstance(x, torch.Tensor):
-        return x if x.layout == torch.strided else x.to_dense()
+        return _dense(x)
+    if isinstance(x, Mapping):
+        raise _Refused(f"take one entry of each ({', '.join(map(str, x))})")
+    if isinstance(x, (str, bytes)):
+        raise TypeError("it holds no numbers")
+    if hasattr(x, "__array__"): # NumPy, pandas and their kind
+        return _from_array(np.asanyarray(x))
+    if isinstance(x, (list, tuple)) and not _only_numbers(x):
+        return _stack(_points_of(x) if all(map(_has_label, x)) else x)
     x = x.dataset if isinstance(x, DataLoader) else x
-    x = x.to_numpy() if hasattr(x, "to_numpy") else x # pandas
-    if isinstance(x, (list, tuple)) and all(isinstance(item, np.ndarray) for item in x):
-        x = np.array(x)
-    if isinstance(x, np.ndarray):
-        return torch.from_numpy(np.require(x, x.dtype.newbyteorder("="), ["C", "W"]))
-    try:
+    if isinstance(x, (list, tuple, range, Number)):
         return torch.as_tensor(x)
-    except (TypeError, ValueError, RuntimeError):
-        numbered = hasattr(x, "__len__") and hasattr(x, "__getitem__") # other things are streams
-        items = [x[i] for i in range(len(x))] if numbered else list(x)
-    labelled = lambda item: isinstance(item, (tuple, list)) and hasattr(item[0], "shape")
-    return torch.stack([_tensor(item[0] if labelled(item) else item) for item in items])
+    numbered = hasattr(x, "__len__") and hasattr(x, "__getitem__") # other things are streams
+    numbered = numbered and not isinstance(x, IterableDataset)
+    return _stack(_points_of([x[i] for i in range(len(x))] if numbered else x))
 
 # %% ../nbs/00_core.ipynb #f116b757
 def as_points(
@@ -113,8 +181,8 @@ def as_points(
     try:
         p = _tensor(x)
     except Exception as e:
-        kind = type(x).__name__
-        raise TypeError(f"{name} must be a tensor or an array of numbers, not {kind}") from e
+        wrong = type(x).__name__ + (f": {e}" if isinstance(e, _Refused) else "")
+        raise TypeError(f"{name} must be a tensor or an array of numbers, not {wrong}") from e
     shape = tuple(p.shape)
     if p.is_complex() or p.dtype == torch.bool:
         raise TypeError(f"{name} must hold real numbers, not {p.dtype}")
@@ -125,8 +193,8 @@ def as_points(
     if d is not None and shape[-1] != d:
         raise ValueError(f"{name} must have {d} coordinates on its last axis, not shape {shape}")
     p = p if p.is_floating_point() and p.element_size() >= 4 else p.float()
-    if bad := (~torch.isfinite(p)).sum().item():
-        wrong = f"{bad} of its {p.numel():,} values are NaN or infinite"
+    if not _holds(finite := torch.isfinite(p)):
+        wrong = f"{(~finite).sum().item()} of its {p.numel():,} values are NaN or infinite"
         raise ValueError(f"{name} must be finite, but {wrong}")
     return p
 

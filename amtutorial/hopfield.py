@@ -54,5 +54,6 @@ def diffusion_energy(
     sigma: float = 1., # noise strength σ, above 0
 ) -> torch.Tensor: # energy, shape (...), in the unit of x²; multiply by β_t = 1/(2σ²t) for nats
     "Energy of a diffusion model of stored patterns (Pham et al. 2025; equation 4.3)."
-    variance = check_number(sigma, "sigma")**2 * check_positive(t, "t", 1).double()
+    sigma = check_number(sigma, "sigma")
+    variance = check_number(sigma * sigma, "sigma²") * check_positive(t, "t", 1).double()
     return dense_am_energy(x, patterns, 1 / (2 * variance))

@@ -22,6 +22,7 @@ class VESDETerms:
         device=None, # where numbers given as `t` are put; tensors stay where they are
     ):
         self.sigma = check_number(sigma_max, "sigma_max")
+        check_number(self.sigma * self.sigma, "sigma_max²")
         self.device = None if device is None else pick_device(device)
 
     def _time(self, t):
@@ -62,8 +63,10 @@ def squared_distances(
 def _mixture(x, t, patterns, sigma):
     "Checked: points (B, d), variances σ²t (B, 1), memories (K, d), and the shape of the batch."
     points = as_points(x)
-    v = check_number(sigma, "sigma")**2 * check_positive(t, "t", 1)
+    sigma = check_number(sigma, "sigma")
+    v = check_number(sigma * sigma, "sigma²") * check_positive(t, "t", 1)
     x, patterns, v = match_rows(points, patterns, v, "t")
+    check_positive(v, "sigma² t, in the precision of x,")
     return x, v, patterns, points.shape[:-1]
 
 def _exponents(x, v, patterns):

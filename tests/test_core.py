@@ -136,6 +136,27 @@ def test_several_numbers_are_not_one():
     assert refused(check_number, [0.1, 0.2], "t") == "TypeError: t must be one number, not 2"
 
 
+@pytest.mark.parametrize(
+    "bad", [torch.tensor(3.5), torch.tensor([1, 2]), np.array([1, 2]), torch.tensor(True), 1j]
+)
+def test_arrays_are_no_counts(bad):
+    said = refused(check_count, bad, "K")
+    assert said.startswith(f"TypeError: K must be a whole number, not {type(bad).__name__} ")
+
+
+@pytest.mark.parametrize("bad", [np.bool_(True), np.array([True]), [True], torch.ones(99) > 0])
+def test_truths_are_no_numbers(bad):
+    said = refused(check_positive, bad, "t")
+    assert said.startswith("TypeError: t must hold real numbers, not ")
+    assert "\n" not in said and len(said) < 110
+
+
+def test_a_gradient_is_not_lost_in_silence():
+    assert refused(check_number, torch.tensor(0.5, requires_grad=True), "sigma") == (
+        "TypeError: sigma must be a plain number, not a tensor that needs a gradient"
+    )
+
+
 # Points
 
 
@@ -257,6 +278,128 @@ def test_the_given_array_is_left_alone():
     assert (big == ARRAY).all()
 
 
+class Items(Dataset):
+    "A data set whose item `i` is f(i)."
+
+    def __init__(self, f):
+        self.f = f
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, i):
+        return self.f(i)
+
+
+class Counted(IterableDataset):
+    "A stream that knows its length."
+
+    def __len__(self):
+        return 3
+
+    def __iter__(self):
+        return iter(POINTS)
+
+
+def objects(items):
+    "An array of objects, one for each item."
+    array = np.empty(len(items), object)
+    array[:] = items
+    return array
+
+
+LINE, LABELS = POINTS[:, 0], torch.tensor([7.0, 8.0, 9.0])
+# Of one-dimensional points the label is no coordinate (denoising-diffusion-pytorch 301)
+ON_A_LINE = {
+    "tensors and labels": TensorDataset(LINE, LABELS),
+    "tensors and whole labels": TensorDataset(LINE, LABELS.long()),
+    "tensors": TensorDataset(LINE),
+    "loader": loader(TensorDataset(LINE, LABELS)),
+    "part": Subset(TensorDataset(LINE, LABELS), [0, 1, 2]),
+    "pairs": [(LINE[i], LABELS[i]) for i in range(3)],
+    "arrays and labels": Items(lambda i: (LINE.numpy()[i : i + 1], i)),
+    "numbers": Items(lambda i: LINE[i].item()),
+    "points of one coordinate": [torch.tensor([a]) for a in LINE.tolist()],
+}
+
+
+@pytest.mark.parametrize("kind", ON_A_LINE)
+def test_a_label_is_no_coordinate(kind):
+    assert as_points(ON_A_LINE[kind], batch=True).tolist() == [[0.0], [2.0], [4.0]]
+
+
+# Pandas, arrays of objects, other byte orders (pytorch 51112, 92680, 110285)
+MORE = {
+    "objects": ARRAY.astype(object),
+    "arrays in an array": objects(list(ARRAY)),
+    "tensors in an array": objects(list(POINTS)),
+    "longer than double": ARRAY.astype(np.longdouble),
+    "rows of another byte order": list(ARRAY.astype(">f4")),
+    "nothing masked": np.ma.masked_array(ARRAY),
+    "table of objects": pd.DataFrame(ARRAY).astype(object),
+    "table that may have holes": pd.DataFrame(ARRAY).convert_dtypes(),
+    "column of points": pd.Series(list(ARRAY)),
+    "rows of a table": [pd.Series(row) for row in ARRAY],
+    "lists with labels": Items(lambda i: (POINTS[i].tolist(), "label")),
+    "lists of tensors": [list(point) for point in POINTS],
+    "stream with a length": Counted(),
+    "tensors of two types": [POINTS[0].double(), POINTS[1], POINTS[2]],
+}
+
+
+@pytest.mark.parametrize("kind", MORE)
+def test_points_in_other_coats(kind):
+    p = as_points(MORE[kind], d=2, batch=True)
+    assert p.is_floating_point() and p.tolist() == POINTS.tolist()
+
+
+def test_lists_of_lists_of_tensors_lose_none():
+    pairs = [[POINTS[0], POINTS[1]], [POINTS[1], POINTS[2]]]
+    assert as_points(pairs).tolist() == [POINTS[:2].tolist(), POINTS[1:].tolist()]
+
+
+def test_gradients_go_through_lists():
+    points = [torch.tensor([a], requires_grad=True) for a in (1.0, 2.0)]
+    as_points(points).sum().backward()
+    assert all(p.grad.item() == 1 for p in points)
+
+
+MASKED = "some values are masked; fill them or leave them out"
+# What is masked, labelled in an unclear way, or no number does not slip in
+UNCLEAR = {
+    "dicts": (Items(lambda i: dict(x=POINTS[i], label=i)), "take one entry of each (x, label)"),
+    "list of dicts": ([dict(x=point) for point in POINTS], "take one entry of each (x)"),
+    "number and label": (Items(lambda i: (0.5, i)), "must be tensors, arrays or (point, label)"),
+    "bare coordinates": (Items(lambda i: (0.5, 1.5)), "must be tensors, arrays or (point, label)"),
+    "masked": (np.ma.masked_array(ARRAY, ARRAY > 4), MASKED),
+    "masked rows": (list(np.ma.masked_array(ARRAY, ARRAY > 4)), MASKED),
+    "one masked number": ([[1.0, np.ma.masked]], MASKED),
+    "true among numbers": ([[True, 2.0]], "true or false is no number"),
+    "truths in a table": (pd.DataFrame(dict(x=[1.0], y=[True])), "true or false is no number"),
+    "objects with a hole": (np.array([[1, None]]), "not ndarray"),
+    "texts of numbers": (np.array([["1", "2"]], object), "not ndarray"),
+    "named columns": (np.zeros(2, [("x", "f4"), ("y", "f4")]), "not ndarray"),
+}
+
+
+@pytest.mark.parametrize("kind", UNCLEAR)
+def test_unclear_points_refused(kind):
+    value, why = UNCLEAR[kind]
+    said = refused(as_points, value, "patterns")
+    assert said.startswith("TypeError: patterns must be a tensor or an array of numbers, not ")
+    assert why in said and "\n" not in said
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_tensors_that_are_no_ordinary_ones():
+    masked = torch.masked.MaskedTensor(POINTS, POINTS > 1)
+    nested = torch.nested.nested_tensor([LINE, LINE[:2]])
+    for bad in masked, nested, torch.quantize_per_tensor(POINTS, 0.1, 0, torch.quint8):
+        said = refused(as_points, bad)
+        assert said.startswith("TypeError: x must be a tensor or an array of numbers, not ")
+        assert said.endswith("it is no ordinary tensor (masked, meta, nested or quantized)")
+
+
 BAD = {
     "ragged": ([[1, 2], [3]], "TypeError: x must be a tensor or an array of numbers, not list"),
     "ragged arrays": ([ARRAY[0], ARRAY[0, :1]], "TypeError: x must be a tensor or an array"),
@@ -278,6 +421,10 @@ BAD = {
         pd.DataFrame(dict(x=[1.0, None], y=[1, 2])),
         "ValueError: x must be finite, but 1 of its 4 values are NaN",
     ),
+    "hole in a table that may have some": (
+        pd.DataFrame(dict(x=[1.5, None])).convert_dtypes(),
+        "ValueError: x must be finite, but 1 of its 2 values are NaN",
+    ),
     "infinite": (POINTS / 0, "ValueError: x must be finite, but 6 of its 6 values are NaN or"),
     "number": (1.0, "ValueError: x must hold at least one point (..., d), not shape ()"),
     "empty": ([], "ValueError: x must hold at least one point (..., d), not shape (0,)"),
@@ -297,7 +444,7 @@ def test_points_refused(kind):
 def test_the_cause_is_kept():
     with pytest.raises(TypeError) as e:
         as_points([[1, 2], [3]])
-    assert "equal size" in str(e.value.__cause__)
+    assert "expected sequence of length 2" in str(e.value.__cause__)
 
 
 def test_points_of_the_wrong_shape():

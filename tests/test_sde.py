@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.testing import assert_allclose
+from torch.func import grad, hessian, jacrev, vmap
 
+from amtutorial.circle import energy_am, score_am
 from amtutorial.core import by_rows
 from amtutorial.data import circle_patterns, plane_grid
+from amtutorial.hopfield import dense_am_energy, diffusion_energy, hopfield_energy
+from amtutorial.retrieval import hopfield_update
 from amtutorial.sde import (
     T_MIN,
     VESDETerms,
@@ -298,3 +302,53 @@ def test_bad_samples_are_refused():
     assert refused(marginal_sample, 5, 2., nine).startswith("ValueError: t must lie in (0, 1]")
     assert "sigma must be finite and above 0" in refused(marginal_sample, 5, 0.1, nine, 0.)
     assert "patterns" in refused(marginal_sample, 5, 0.1, "nine")
+
+
+# Transformed functions
+
+
+def density(x, t, xi):
+    return marginal_logp(x, t, xi, 0.7)
+
+
+def test_closed_forms_under_torch_func():
+    "Derivatives point by point, by points, times and memories (pytorch 92033)."
+    x, t, xi = draws(50, 4, 2), 0.1 + 0.9 * times(51, 4), draws(52, 3, 2)
+    score = vmap(grad(density), (0, 0, None))(x, t, xi)
+    assert_allclose(score, marginal_score(x, t, xi, 0.7), rtol=0, atol=1e-12)
+    by_score = vmap(jacrev(lambda y: marginal_score(y, 0.5, xi)))(x)
+    assert_allclose(vmap(hessian(marginal_logp), (0, None, None))(x, 0.5, xi), by_score, atol=1e-12)
+    stacks = draws(53, 5, 3, 2)
+    each = torch.stack([density(x, t, one) for one in stacks])
+    assert_allclose(vmap(density, (None, None, 0))(x, t, stacks), each, rtol=0, atol=1e-12)
+    weights = vmap(lambda y: posterior_weights(y, 0.5, xi))(x)
+    assert_allclose(weights, posterior_weights(x, 0.5, xi), rtol=0, atol=1e-14)
+    slope = vmap(grad(density, 1), (0, 0, None))(x, t, xi)
+    h = 1e-6
+    secant = (density(x, t + h, xi) - density(x, t - h, xi)) / (2 * h)
+    assert_allclose(slope, secant, rtol=1e-6, atol=1e-6)
+
+
+def test_energies_under_torch_func():
+    "The same for the energies and the update, and for β (pytorch 92033)."
+    x, xi, beta = draws(54, 4, 2), draws(55, 3, 2), 0.5 + times(56, 4)
+    for f in hopfield_energy, dense_am_energy, hopfield_update:
+        each = torch.stack([f(a, xi, b) for a, b in zip(x, beta)])
+        assert_allclose(vmap(f, (0, None, 0))(x, xi, beta), each, rtol=0, atol=1e-12)
+    force = vmap(grad(diffusion_energy), (0, None, None))(x, 0.3, xi) # -∇E = 2σ²t · score
+    assert_allclose(-force / 0.6, marginal_score(x, 0.3, xi), rtol=0, atol=1e-12)
+    ring = lambda y: energy_am(y[None], 2., normalize=False).sum()
+    assert_allclose(-vmap(grad(ring))(x), score_am(x, 2.), rtol=0, atol=1e-12)
+
+
+def test_noise_that_no_number_holds_is_refused():
+    "A variance that overflows, or vanishes in the precision of the points."
+    x = torch.zeros(1, 2)
+    for sigma in 1e200, 1e-200:
+        for f in marginal_logp, marginal_score, posterior_weights, diffusion_energy:
+            message = refused(f, x, 0.5, nine, sigma)
+            assert message.startswith("ValueError: sigma² must be finite and above 0, not ")
+        assert refused(VESDETerms, sigma).startswith("ValueError: sigma_max² must be finite")
+    message = refused(marginal_score, x, 0.5, nine, 1e-30)
+    assert message.startswith("ValueError: sigma² t, in the precision of x, must be finite and abo")
+    assert marginal_score(x.double(), 0.5, nine, 1e-30).isfinite().all()
