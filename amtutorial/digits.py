@@ -214,9 +214,11 @@ def sweep(
     "Digits, more images and more training: memorized, spurious, generalized. Raises for bad input."
     usual = ((16, 64, 256, 1024), (125, 500), 1) if quick else (SIZES, STEPS, 3)
     sizes, steps, seeds = (b if a is None else a for a, b in zip((sizes, steps, seeds), usual))
-    sizes, steps = ([a] if isinstance(a, int) else a for a in (sizes, steps))
+    sizes, steps = (np.ravel(a).tolist() for a in (sizes, steps))
     sizes = [check_count(K, "each of sizes", 1024) for K in sizes]
     steps = [check_count(n, "each of steps") for n in steps]
+    for name, numbers in dict(sizes=sizes, steps=steps).items():
+        check_count(len(numbers), f"the number of {name}")
     plan = _plan(sizes, range(check_count(seeds, "seeds")), steps, quick)
     config = dict(sizes=sizes, seeds=seeds, steps=steps, quick=quick)
     pieces = run_pieces(digit_piece, plan, folder, jobs)

@@ -10,7 +10,8 @@ __all__ = ['to_energy', 'score_and_divergence', 'compute_laplacian',
 import math
 import torch
 from tqdm.auto import tqdm
-from .core import as_patterns, as_points, check_count, check_number, device_of, map_blocks
+from .core import as_patterns, as_points, check_count, check_number, check_seed
+from .core import device_of, map_blocks
 from .sampling import matched_gaussian
 from .scorenet import ScoreNet
 from .sde import T_MIN, marginal_logp
@@ -21,8 +22,10 @@ def to_energy(
     normalize: bool = True, # put the lowest of these energies at zero
 ) -> torch.Tensor: # energies in nats, the same shape
     "Energy of points from their log-likelihood (equation 11.1). Normalize whole maps at once."
-    if not len(loglikelihood):
-        raise ValueError("loglikelihood must hold at least one value")
+    shape = getattr(loglikelihood, "shape", None)
+    if shape is None or 0 in shape:
+        found = type(loglikelihood).__name__ if shape is None else f"shape {tuple(shape)}"
+        raise ValueError(f"loglikelihood must be a tensor of at least one value, not {found}")
     energy = -loglikelihood
     return energy - energy.min() if normalize else energy
 
@@ -92,6 +95,7 @@ def ode_likelihood_with_laplacian(
 ) -> torch.Tensor: # log p_t(x) in nats, shape (B,)
     "Log-likelihood by the probability-flow ODE (equation 11.4; Song et al. 2021)."
     device, start = device_of(score_model, device), math.log(check_number(eps, "eps", 1))
+    seed = check_seed(seed)
     known = None if patterns is None else as_patterns(patterns)
     d = getattr(score_model, "input_dim", None) if known is None else known.shape[1]
     x = as_points(x, d=d, batch=True).to(device)

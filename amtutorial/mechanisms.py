@@ -53,7 +53,7 @@ def sine_moments(
     points=None, # data, shape (n, d); None: all of the standard normal distribution
 ): # E φφᵀ, shape (p, p); E zφᵀ, shape (d, p)
     "Exact means of features sin(w·x) over data and noise (equation 16.4)."
-    W, v = as_patterns(frequencies), check_number(v, "v")
+    W, v = as_points(frequencies, "frequencies", batch=True), check_number(v, "v")
     x, spread = torch.zeros_like(W[:1]), 1 + v
     if points is not None:
         x, spread = as_points(points, "points", W.shape[1], batch=True).to(W), v
@@ -76,10 +76,14 @@ def feature_flow(
     times, # training times above 0, shape (T,); may end with infinity
 ) -> Flow: # losses on data and on fresh points, (T,); rates (p,), rising; τ -> weights (d, p)
     "Random features under gradient flow, solved (equation 16.5; Bonnaire et al. 2025)."
-    times = torch.as_tensor(times, dtype=torch.float64)
+    wanted = "times must be one or more numbers above 0"
+    try:
+        times = torch.as_tensor(times, dtype=torch.float64)
+    except Exception as e:
+        raise TypeError(f"{wanted}, not {type(times).__name__}") from e
     if times.ndim != 1 or not len(times) or not (times > 0).all():
-        raise ValueError("times must be one or more numbers above 0")
-    W = as_patterns(frequencies).double()
+        raise ValueError(f"{wanted}, not {str(times.tolist())[:60]}")
+    W = as_points(frequencies, "frequencies", batch=True).double()
     (U, V), (U_new, V_new) = sine_moments(W, v, points), sine_moments(W, v)
     p, d = W.shape
     values, modes = torch.linalg.eigh(U)

@@ -24,8 +24,12 @@ def time_grid(
 ) -> torch.Tensor: # times falling from 1 to eps, shape (num_steps + 1,)
     "Times evenly spaced in the fifth root (equation 3.3; Karras et al. 2022, equation 5)."
     check_count(num_steps, "num_steps")
-    if not 0 < eps < 1:
-        raise ValueError(f"eps, the last time, must lie in (0, 1), not {eps}")
+    try:
+        inside = not isinstance(eps, str) and 0 < float(eps) < 1
+    except (TypeError, ValueError, RuntimeError): # no number, or several
+        inside = False
+    if not inside:
+        raise ValueError(f"eps, the last time, must lie in (0, 1), not {eps!r}")
     roots = torch.linspace(1, eps**0.2, num_steps + 1, dtype=torch.float64)
     return (roots**5).to(device, torch.float32)
 
@@ -129,6 +133,7 @@ def Euler_Maruyama_sampler(
     "Samples by the reverse SDE (equation 3.4), denoised. Raises ValueError or TypeError."
     device = device_of(score_model, device)
     check_count(batch_size, "batch_size")
+    times = time_grid(num_steps, eps, device)
     if patterns is None:
         shape = batch_size, getattr(score_model, "input_dim", 2)
         z = torch.randn(shape, generator=generator, device=device)
@@ -137,7 +142,7 @@ def Euler_Maruyama_sampler(
     else:
         patterns = as_patterns(patterns).to(device, torch.float32)
         x = marginal_sample(batch_size, 1., patterns, sde.sigma, generator)
-    walk = reverse_sde(score_model, sde, x, time_grid(num_steps, eps, device), generator)
+    walk = reverse_sde(score_model, sde, x, times, generator)
     for x in tqdm(walk, total=num_steps + 2, desc="sampling", unit="step", delay=1):
         pass
     return x

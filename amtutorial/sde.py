@@ -139,6 +139,7 @@ def marginal_sample(
     "Draw from the density of noised memories: a memory, plus noise (equation 2.1)."
     patterns = as_patterns(patterns)
     std = check_number(sigma, "sigma") * math.sqrt(check_number(t, "t", 1))
+    check_number(std * std, "sigma² t")
     on = dict(generator=generator, device=patterns.device)
     x0 = patterns[torch.randint(len(patterns), (check_count(n, "n"),), **on)]
     return x0 + std * torch.randn(x0.shape, dtype=x0.dtype, **on)

@@ -218,6 +218,7 @@ def sweep(
     "The transition on the circle from 2 to 1,000 memories, and what decides. Raises for bad input."
     sizes = ((2, 16, 128) if quick else SIZES) if sizes is None else np.ravel(sizes).tolist()
     sizes = [check_count(K, "each of sizes", 60_000, 2) for K in dict.fromkeys(sizes)]
+    check_count(len(sizes), "the number of sizes")
     usual = dict(seeds=2, steps=200) if quick else dict(seeds=5, steps=1000)
     seeds = check_count(usual["seeds"] if seeds is None else seeds, "seeds")
     steps = check_count(usual["steps"] if steps is None else steps, "steps", least=4)
@@ -246,6 +247,9 @@ def predicted_recall(
     width: float = 0.1, # as in `circle_recall`
 ) -> float: # fraction of samples that recall
     "Recall of random memories from the derivative of the read-out (equations 14.3 and 14.4)."
+    check_count(K, "K")
+    check_number(width, "width")
+    dimension = as_points(dimension, "dimension", d=len(TIMES)).tolist()
     u = np.linspace(math.log(T_MIN), max(math.log(T_MIN), 2 * math.log(math.pi / K)), 200)
     J = np.interp(u.clip(max=0), np.log(TIMES[::-1]), np.clip(dimension[::-1], 0, None))
     shrunk = J[0] * math.exp(-np.trapezoid(1 - J, u))
