@@ -35,7 +35,7 @@ def check_count(
 ) -> int: # `n` as an int
     "Check that `n` is a whole number from `least` to `most`. Raises TypeError or ValueError."
     try:
-        if isinstance(n, bool) or getattr(n, "dtype", None) in (torch.bool, np.bool_):
+        if isinstance(n, bool) or "bool" in str(getattr(n, "dtype", "")):
             raise TypeError("true or false is no number")
         whole = n.__index__()
     except Exception as e: # arrays and tensors have an index, but only if they hold one integer
@@ -139,7 +139,7 @@ def _stack(items):
 
 def _has_label(item):
     "Whether an item of a plain list is a point with its label, as data sets give them."
-    return isinstance(item, tuple) and len(item) > 1 and hasattr(item[0], "shape")
+    return isinstance(item, tuple) and len(item) > 0 and hasattr(item[0], "shape")
 
 def _points_of(items):
     "The points among the items of a data set, each alone or followed by its label."
@@ -156,14 +156,17 @@ def _tensor(x):
     if isinstance(x, torch.Tensor):
         return _dense(x)
     if isinstance(x, Mapping):
-        raise _Refused(f"take one entry of each ({', '.join(map(str, x))})")
+        names = ", ".join(map(str, list(x)[:5]))
+        raise _Refused(f"hand over one entry of the dict ({names})")
     if isinstance(x, (str, bytes)):
         raise TypeError("it holds no numbers")
     if hasattr(x, "__array__"): # NumPy, pandas and their kind
         return _from_array(np.asanyarray(x))
     if isinstance(x, (list, tuple)) and not _only_numbers(x):
         return _stack(_points_of(x) if all(map(_has_label, x)) else x)
-    x = x.dataset if isinstance(x, DataLoader) else x
+    if isinstance(x, DataLoader):
+        p = _tensor(x.dataset)
+        return p if p.ndim > 1 else p[:, None]
     if isinstance(x, (list, tuple, range, Number)):
         return torch.as_tensor(x)
     numbered = hasattr(x, "__len__") and hasattr(x, "__getitem__") # other things are streams

@@ -36,9 +36,12 @@ def time_grid(
 # %% ../nbs/03_sampling.ipynb #44c39b08
 def _check_falling(times):
     "Raises ValueError unless there are at least two times, falling, in (0, 1]."
+    wanted = "times must be at least two numbers in (0, 1], each below the one before"
+    if not isinstance(times, torch.Tensor):
+        raise TypeError(f"{wanted}, as a tensor, not {type(times).__name__}")
     inside = ((times > 0) & (times <= 1)).all()
     if times.ndim != 1 or len(times) < 2 or not inside or not (times.diff() < 0).all():
-        raise ValueError("times must be at least two numbers in (0, 1], each below the one before")
+        raise ValueError(f"{wanted}, not {str(times.tolist())[:60]}")
 
 # %% ../nbs/03_sampling.ipynb #29e9ca71
 def reverse_sde(

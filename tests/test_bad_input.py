@@ -28,6 +28,7 @@ from amtutorial import (
     sampling,
     scorenet,
     sde,
+    sweeps,
     training,
     transition,
 )
@@ -203,6 +204,34 @@ TABLE = [
     (inside.jacobian_spectrum, dict(model=score, x=X, t=0.5), dict(
         x=BATCH, t=TIME, sigma=NUMBER)),
 ]
+PLANE_GRID = torch.stack(data.plane_grid(3)[:2], -1)
+TABLE += [
+    (minima.find_minima, dict(energy=GRID, points=PLANE_GRID), dict(
+        energy={"NaN": (GRID * math.nan, "(3, 3)"), "line": ([1.0, 2.0], "(2,)")},
+        points=POINTS | {"shape": (X, "(2, 2)")}, min_barrier=NUMBER)),
+    (hopfield.in_double, dict(f=lambda x, xi, b: x, x=X, patterns=XI, beta=2.0), dict(
+        x=POINTS, patterns=BATCH, beta=NUMBERS)),
+    (training.noisy_batch, dict(x=X, marginal_prob_std=STD, eps=0.1), dict(
+        x={"one axis": (torch.ones(3), "(3,)")}, eps={"one": (1.0, "1.0"), "zero": (0, "not 0")})),
+    (training.loss_fn, dict(model=score, x=X, marginal_prob_std=STD, eps=0.1), dict(
+        x={"one axis": (torch.ones(3), "(3,)")}, eps={"one": (1.0, "1.0"), "zero": (0, "not 0")})),
+    (sweeps.run_pieces, dict(piece=score, settings=[], folder="."), dict(jobs=COUNT)),
+]
+FALLING = {
+    "list": ([1.0, 0.5], "list"), "one": (torch.ones(1), "[1.0]"),
+    "rising": (torch.tensor([0.5, 1.0]), "[0.5, 1.0]"), "zero": (torch.tensor([1.0, 0.0]), "0.0]"),
+    "NaN": (torch.tensor([1.0, math.nan]), "nan"),
+    "above": (torch.tensor([2.0, 1.0]), "[2.0, 1.0]"),
+}
+
+
+def first_state(walk, x, times):
+    return next(walk(score, SDE, x, times))
+
+
+for walk in sampling.reverse_sde, sampling.probability_flow:
+    good = dict(walk=walk, x=X, times=torch.tensor([1.0, 0.5]))
+    TABLE.append((first_state, good, dict(times=FALLING)))
 NOISED = dict(sigma=NUMBER | {"too large": (1e200, "inf")}, patterns=BATCH)
 for f in sde.marginal_logp, sde.marginal_score, sde.posterior_weights, hopfield.diffusion_energy:
     TABLE.append((f, dict(x=X, t=0.5, patterns=XI), NOISED | dict(x=POINTS, t=TIMES)))
@@ -231,7 +260,7 @@ def state():
     )
 
 
-SLOW = "train_loop trained_model train_digits run_one run_experiment sweep".split()
+SLOW = "train_loop trained_model train_digits run_one run_experiment sweep run_pieces".split()
 NAMES = {"value": "t", "n": "(n|K)", "train_loader": "patterns"}  # as the message has them
 
 
@@ -253,7 +282,7 @@ def nothing_changes(folder, monkeypatch):
 def faults(f, given, name, came):
     "What is wrong with the answer of `f` to a bad argument; nothing, if all is well."
     try:
-        said = refused(f, **given)
+        said = refused(lambda: f(**given))
     except Exception as e:  # accepted, or another error
         return f"{type(e).__name__}: {e}"
     line = "\n" not in said and len(said) < 200

@@ -316,6 +316,9 @@ ON_A_LINE = {
     "tensors": TensorDataset(LINE),
     "loader": loader(TensorDataset(LINE, LABELS)),
     "part": Subset(TensorDataset(LINE, LABELS), [0, 1, 2]),
+    "loader of a line": loader(LINE),
+    "loader of an array": loader(LINE.numpy()),
+    "loader of pairs": loader([(LINE[i], 7) for i in range(3)]),
     "pairs": [(LINE[i], LABELS[i]) for i in range(3)],
     "arrays and labels": Items(lambda i: (LINE.numpy()[i : i + 1], i)),
     "numbers": Items(lambda i: LINE[i].item()),
@@ -341,6 +344,10 @@ MORE = {
     "column of points": pd.Series(list(ARRAY)),
     "rows of a table": [pd.Series(row) for row in ARRAY],
     "lists with labels": Items(lambda i: (POINTS[i].tolist(), "label")),
+    "items of one": list(TensorDataset(POINTS)),
+    "pairs in a loader": loader([(point, 1) for point in POINTS]),
+    "tensor in a loader": loader(POINTS),
+    "lists in a loader": loader(POINTS.tolist()),
     "lists of tensors": [list(point) for point in POINTS],
     "stream with a length": Counted(),
     "tensors of two types": [POINTS[0].double(), POINTS[1], POINTS[2]],
@@ -367,8 +374,8 @@ def test_gradients_go_through_lists():
 MASKED = "some values are masked; fill them or leave them out"
 # What is masked, labelled in an unclear way, or no number does not slip in
 UNCLEAR = {
-    "dicts": (Items(lambda i: dict(x=POINTS[i], label=i)), "take one entry of each (x, label)"),
-    "list of dicts": ([dict(x=point) for point in POINTS], "take one entry of each (x)"),
+    "dicts": (Items(lambda i: dict(x=POINTS[i], y=i)), "hand over one entry of the dict (x, y)"),
+    "list of dicts": ([dict(x=point) for point in POINTS], "hand over one entry of the dict (x)"),
     "number and label": (Items(lambda i: (0.5, i)), "must be tensors, arrays or (point, label)"),
     "bare coordinates": (Items(lambda i: (0.5, 1.5)), "must be tensors, arrays or (point, label)"),
     "masked": (np.ma.masked_array(ARRAY, ARRAY > 4), MASKED),
