@@ -104,7 +104,7 @@ def check_number(
         raise TypeError(f"{name} must be a plain number, not a tensor that needs a gradient")
     return float(v.item())
 
-# %% ../nbs/00_core.ipynb #6d796d0c
+# %% ../nbs/00_core.ipynb #core15ar
 class _Refused(TypeError):
     "Says, in words for the user, why something holds no points."
 
@@ -130,6 +130,7 @@ def _only_numbers(x):
     number = lambda a: isinstance(a, Number) and not isinstance(a, bool)
     return all(_only_numbers(a) if isinstance(a, below) else number(a) for a in x)
 
+# %% ../nbs/00_core.ipynb #6d796d0c
 def _stack(items):
     "Tensors of one shape as one tensor."
     parts = [_tensor(item) for item in items]
