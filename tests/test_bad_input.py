@@ -261,6 +261,7 @@ def state():
 
 
 SLOW = "train_loop trained_model train_digits run_one run_experiment sweep run_pieces".split()
+SLOW += ["jacobian_spectrum"]
 NAMES = {"value": "t", "n": "(n|K)", "train_loader": "patterns"}  # as the message has them
 
 
@@ -300,7 +301,7 @@ def test_bad_input(f, good, name, bads):
 
 @pytest.mark.parametrize("f, good", [pytest.param(f, good, id=f.__name__) for f, good, _ in TABLE])
 def test_the_calls_of_the_table_are_right(f, good):
-    "Else the refusals above might be of something else. (Those that train or sweep are left out.)"
+    "Else the refusals above might be of something else. (Those that take long are left out.)"
     if f.__name__ not in SLOW:
         f(**good)
 
