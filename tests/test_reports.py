@@ -258,7 +258,8 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path):
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)
         said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    # Python ends by the signal itself if that came within an `exec`; to a shell both are 130.
+    assert process.returncode in (130, -signal.SIGINT)
     assert said == ("", "amtutorial: stopped; nothing was kept\n")
 
 
