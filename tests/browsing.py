@@ -55,6 +55,7 @@ def open_window(browser, address, name, width=1280, handlers=None, requests=None
     context = browser.new_context(viewport=dict(width=width, height=800), **kwargs)
     context.route(re.compile("^https:"), from_disk)
     page = context.new_page()
+    page.set_default_timeout(90_000)  # on a busy machine
     page.faults = []
     for pattern, handler in (handlers or {}).items():
         page.route(pattern, handler)

@@ -747,8 +747,9 @@ def test_particles_on_a_phone(open_page, scheme):
     page.wait_for_function("amExplorer.recall.state().step > 5")
     page.locator("[value=exact]").tap()
     assert seen(page)["shown"] == "exact"
+    page.wait_for_function(DONE, timeout=60000)
     page.locator("[data-do=drop]").tap()
-    page.wait_for_function("amExplorer.recall.state().step < 5")
+    page.wait_for_function(f"!({DONE})")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     none(page.faults)
 
