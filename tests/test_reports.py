@@ -252,12 +252,17 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path):
     command = [sys.executable, "-m", "amtutorial", *words, "--out", str(out)]
     env = os.environ | dict(TQDM_DISABLE="1", OMP_NUM_THREADS="1")
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    with subprocess.Popen(command, env=env, start_new_session=True, **pipes) as process:
-        deadline = time.monotonic() + 60
-        while not out.exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
-        said = process.communicate(timeout=60)
+    listen = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) # jobs in the background do not
+    own = dict(start_new_session=True, preexec_fn=listen)
+    with subprocess.Popen(command, env=env, **own, **pipes) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not out.exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            os.killpg(process.pid, signal.SIGINT)
+            said = process.communicate(timeout=60)
+        finally:
+            process.kill()
     # Python ends by the signal itself if that came within an `exec`; to a shell both are 130.
     assert process.returncode in (130, -signal.SIGINT)
     assert said == ("", "amtutorial: stopped; nothing was kept\n")
