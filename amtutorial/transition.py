@@ -247,7 +247,7 @@ def predicted_recall(
     width: float = 0.1, # as in `circle_recall`
 ) -> float: # fraction of samples that recall
     "Recall of random memories from the derivative of the read-out (equations 14.3 and 14.4)."
-    check_count(K, "K")
+    check_number(K, "K")
     check_number(width, "width")
     dimension = as_points(dimension, "dimension", d=len(TIMES)).tolist()
     u = np.linspace(math.log(T_MIN), max(math.log(T_MIN), 2 * math.log(math.pi / K)), 200)

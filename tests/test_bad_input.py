@@ -172,7 +172,7 @@ TABLE = [
     (transition.learned_dimension, dict(model=score, patterns=XI, n=2), dict(
         patterns=BATCH, sigma=NUMBER, n=COUNT, seed=SEED, t=TIME)),
     (transition.predicted_recall, dict(K=3, dimension=np.ones(11)), dict(
-        K=COUNT, width=NUMBER, dimension={"short": (np.ones(3), "(3,)"), "text": ("x", "str")})),
+        K=NUMBER, width=NUMBER, dimension={"short": (np.ones(3), "(3,)"), "text": ("x", "str")})),
     (transition.sweep, dict(sizes=[2], folder="results", quick=True), dict(
         sizes={"one": (1, "not 1"), "fraction": ([2.5], "2.5"),
                "text": ("two", "'two'"), "none": ([], "not 0")},

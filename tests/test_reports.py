@@ -177,15 +177,15 @@ def test_ctrl_c_says_what_was_kept(monkeypatch, tmp_path, capsys):
     for n, words in (1, line), (0, line):  # the second finds what the first has kept
         assert main([*words, "--out", str(out)]) == 130
         said = f"stopped; networks trained to the end, kept in {tmp_path / 'kept'}: {n}"
-        assert capsys.readouterr().err == f"amtutorial: {said}\n"
+        assert capsys.readouterr().err.endswith(f"amtutorial: {said}\n") # after a bar, if slow
     assert main([*FAST, "--out", str(out)]) == 130
-    assert capsys.readouterr().err == "amtutorial: stopped; nothing was kept\n"
+    assert capsys.readouterr().err.endswith("amtutorial: stopped; nothing was kept\n")
     monkeypatch.setattr(digits, "sweep", stop)
     (out / "pieces").mkdir()
     (out / "pieces" / "digit_piece-1.json").touch()
     assert main(["digits", "--out", str(out)]) == 130
     said = f"stopped; finished pieces, kept in {out / 'pieces'}: 1"
-    assert capsys.readouterr().err.startswith(f"amtutorial: {said}; the same command goes on")
+    assert f"amtutorial: {said}; the same command goes on" in capsys.readouterr().err
 
 
 STAND_IN = """
@@ -265,7 +265,7 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path):
             process.kill()
     # Python ends by the signal itself if that came within an `exec`; to a shell both are 130.
     assert process.returncode in (130, -signal.SIGINT)
-    assert said == ("", "amtutorial: stopped; nothing was kept\n")
+    assert said[0] == "" and said[1].endswith("amtutorial: stopped; nothing was kept\n")
 
 
 @pytest.mark.parametrize("sizes, wanted", [
