@@ -37,11 +37,10 @@ def check_count(
     try:
         if isinstance(n, bool) or "bool" in str(getattr(n, "dtype", "")):
             raise TypeError("true or false is no number")
-        whole = n.__index__()
+        n = n.__index__()
     except Exception as e: # arrays and tensors have an index, but only if they hold one integer
         kind = type(n).__name__
         raise TypeError(f"{name} must be a whole number, not {kind} {_brief(n)}") from e
-    n = whole
     if n < least or (most is not None and n > most):
         upward, between = f"at least {least:,}", f"between {least:,} and {most or 0:,} inclusive"
         raise ValueError(f"{name} must be {upward if most is None else between}, not {n:,}")

@@ -240,10 +240,11 @@ def by_point(
         found.setdefault((s["recipe"], s["K"], s["steps"]), []).append(row)
     return found
 
-def _shares(table, K, steps):
-    "Memorized, spurious and generalized of the first recipe, means over the seeds."
-    rows = by_point(table)["cycle", K, steps]
-    return [np.mean([row[name] for row in rows]) for name in Classes._fields]
+def _shares(table):
+    "(K, steps) -> memorized, spurious, generalized of the first recipe, means over the seeds."
+    mean = lambda rows, name: np.mean([row[name] for row in rows])
+    return {(K, n): [mean(rows, name) for name in Classes._fields]
+            for (recipe, K, n), rows in by_point(table).items() if recipe == "cycle"}
 
 # %% ../nbs/15_digits.ipynb #dig15drw
 #| code-fold: true
@@ -252,10 +253,10 @@ def format_digits(
     table, # what `sweep` returns
 ) -> str: # a table for the terminal
     "Memorized / spurious of the first recipe: a line for each size, a column for each length."
-    config = table["config"]
+    shares, config = _shares(table), table["config"]
     lines = ["  K \\ steps" + "".join(f"{n:>14,}" for n in config["steps"])]
     for K in config["sizes"]:
-        cells = ("{:.2f} / {:.2f}".format(*_shares(table, K, n)) for n in config["steps"])
+        cells = ("{:.2f} / {:.2f}".format(*shares[K, n]) for n in config["steps"])
         lines.append(f"{K:11,}" + "".join(f"{cell:>14}" for cell in cells))
     return "\n".join(lines)
 
@@ -263,10 +264,10 @@ def draw_digits(
     table, # what `sweep` returns
 ): # the figure
     "Shares of the three classes over training images and steps, first recipe."
-    config = table["config"]
+    shares, config = _shares(table), table["config"]
     fig, axs = plt.subplots(1, 3, figsize=(9, 3), sharey=True)
     for i, (ax, name) in enumerate(zip(axs, Classes._fields)):
-        values = [[_shares(table, K, n)[i] for K in config["sizes"]] for n in config["steps"]]
+        values = [[shares[K, n][i] for K in config["sizes"]] for n in config["steps"]]
         drawn = ax.imshow(values, "viridis", vmin=0, vmax=1, origin="lower", aspect="auto")
         ax.set(title=name, xlabel="training images K")
         ax.set_xticks(range(len(config["sizes"])), config["sizes"])
