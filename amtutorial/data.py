@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['generate_circle_data', 'CircleDataset', 'create_subset', 'circle_patterns',
-           'plane_coordinates', 'in_kind', 'cartesian_to_polar', 'merge_patterns', 'plane_grid']
+           'plane_coordinates', 'in_kind', 'cartesian_to_polar', 'unit_of', 'merge_patterns',
+           'plane_grid']
 
 # %% ../nbs/01_data.ipynb #c0d77495
 import numpy as np
@@ -106,12 +107,23 @@ def _linked(points, distance):
         group = connected_components(graph, directed=False)[1][group]
     return group
 
+def unit_of(
+    patterns: torch.Tensor, # memories, shape (K, d)
+    single: float = 1., # the answer for memories that are all in one place
+) -> float: # the unit of length u
+    "Unit of length of the memories (equation 1.2); 1 where that is near enough."
+    x = patterns.detach().double()
+    spread = (2 * (x - x.mean(0)).square().mean()).sqrt().item()
+    spread = spread if spread > 1e-6 * x.abs().max() else single # but for rounding
+    return 1. if 1 / 4 <= spread <= 4 else spread
+
 def merge_patterns(
     patterns, # memories, shape (K, d)
-    distance: float = 0.002, # memories closer than this count as one, and so do chains of them
+    distance: float | None = None, # closer ones count as one, chains of them too; None: 0.002 u
 ): # centres of the merged memories (M, d), and the share of the K memories that each stands for
     "Merge memories that are practically the same (single linkage)."
     patterns = as_patterns(patterns).detach()
+    distance = 0.002 * unit_of(patterns) if distance is None else distance
     group = _linked(patterns.cpu().numpy(), check_number(distance, "distance"))
     group = torch.as_tensor(group, dtype=torch.long, device=patterns.device)
     count = torch.bincount(group).to(patterns)

@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from scipy.sparse.csgraph import connected_components
 from sklearn.datasets import load_digits
-from .core import as_patterns, as_points, by_rows, check_count, check_number, check_seed
-from .core import device_of, separate_generator
+from .core import as_patterns, as_points, as_score, by_rows, check_count, check_number
+from .core import check_seed, device_of, separate_generator
 from .sampling import Euler_Maruyama_sampler
-from .sde import VESDETerms, marginal_score, squared_distances
+from .sde import T_MIN, VESDETerms, marginal_score, squared_distances
 from .sweeps import keep_table, run_pieces
 from .training import train_loop
 
@@ -58,7 +58,7 @@ def train_digits(
     if recipe not in list(RECIPES):
         raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, not {recipe!r}")
     steps, seed = check_count(steps, "steps"), check_seed(seed)
-    options = dict(exact_targets=False, seed=seed, device="cpu", **RECIPES[recipe])
+    options = dict(exact_targets=False, eps=T_MIN, seed=seed, device="cpu", **RECIPES[recipe])
     network = dict(num_layers=5, hidden_dim=256)
     return train_loop(patterns, VESDETerms(SIGMA), steps, network=network, **options)
 
@@ -76,7 +76,8 @@ def sample_digits(
         raise ValueError("patterns are needed where the score is not a network")
     n, g = check_count(n, "n"), separate_generator(seed, device_of(model))
     sde = VESDETerms(SIGMA)
-    return Euler_Maruyama_sampler(model, sde, n, patterns=patterns, generator=g).cpu()
+    how = dict(num_steps=50, eps=T_MIN, patterns=patterns, generator=g)
+    return Euler_Maruyama_sampler(model, sde, n, **how).cpu()
 
 # %% ../nbs/15_digits.ipynb #dig15nea
 def _nearest(x, points, others=False):
@@ -139,7 +140,7 @@ def denoising_error(
     y, t = x + noise * torch.randn(x.shape, generator=g), (noise / SIGMA)**2
     device = device_of(model)
     with torch.no_grad():
-        score = model(y.to(device), torch.full((len(y),), t, device=device)).cpu()
+        score = as_score(model)(y.to(device), torch.full((len(y),), t, device=device)).cpu()
     return ((y + noise**2 * score - x).square().mean() / noise**2).item()
 
 # %% ../nbs/15_digits.ipynb #dig15pie

@@ -8,7 +8,7 @@ __all__ = ['jacobian_spectrum']
 # %% ../nbs/17_inside.ipynb #ins00exi
 #| code-fold: true
 import torch
-from .core import as_points, check_number
+from .core import as_points, as_score, check_number
 
 # %% ../nbs/17_inside.ipynb #ins00jac
 def jacobian_spectrum(
@@ -20,6 +20,6 @@ def jacobian_spectrum(
     "Eigenvalues of the symmetric part of the denoiser's Jacobian (17.1)."
     x, t = as_points(x, batch=True).float(), check_number(t, "t", 1)
     v = check_number(sigma, "sigma")**2 * t
-    denoised = lambda y: y + v * model(y[None], torch.tensor(t))[0]
+    denoised = lambda y: y + v * as_score(model)(y[None], torch.tensor(t))[0]
     J = torch.func.vmap(torch.func.jacrev(denoised))(x).detach()
     return torch.linalg.eigvalsh((J + J.mT) / 2).flip(1)

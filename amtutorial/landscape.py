@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from sklearn.cluster import AgglomerativeClustering
-from .core import as_patterns, as_points, check_number, device_of
+from .core import as_patterns, as_points, as_score, check_number, device_of
 from .data import plane_grid
 from .figures import CENTER, SAMPLE, energy_colorbar, plot_energy, plot_energy_surface_3d
 from .figures import plot_field, plot_memories, plot_minima, plot_plane
@@ -86,7 +86,8 @@ def compute_landscape(
     learned, on_patterns, on_centers = to_energy(logp.cpu()).split([len(p) for p in parts])
     learned = learned.view_as(X)
     exact = to_energy(marginal_logp(grid, t, xi, sigma)).view_as(X)
-    score = lambda x: score_model(x.to(device), torch.tensor(t, device=device)).cpu()
+    on = dict(device=device) # for functions; a network takes points to where it is
+    score = lambda x: as_score(score_model)(x.to(**on), torch.tensor(t, **on)).cpu()
     exact_score = lambda x: marginal_score(x, t, xi, sigma)
     minima = []
     for energy, s in (learned, score), (exact, exact_score):

@@ -10,10 +10,9 @@ __all__ = ['to_energy', 'score_and_divergence', 'compute_laplacian',
 import math
 import torch
 from tqdm.auto import tqdm
-from .core import as_patterns, as_points, check_count, check_number, check_seed
-from .core import device_of, map_blocks
+from .core import as_patterns, as_points, as_score, check_count, check_number, check_seed
+from .core import device_of, map_blocks, weight_of
 from .sampling import matched_gaussian
-from .scorenet import ScoreNet
 from .sde import T_MIN, marginal_logp
 
 # %% ../nbs/11_likelihood.ipynb #2a473f4c
@@ -37,6 +36,7 @@ def score_and_divergence(
     probes=None, # random directions (P, B, d) for an estimate (equation 11.5); None: exact
 ): # score (B, d) and its divergence (B,)
     "A score and its divergence, by automatic differentiation."
+    score_fn = as_score(score_fn)
     with torch.inference_mode(False), torch.enable_grad():
         x = x.detach().clone().requires_grad_()
         axes = torch.eye(x.shape[1]).to(x)[:, None]
@@ -98,8 +98,8 @@ def ode_likelihood_with_laplacian(
     seed = check_seed(seed)
     known = None if patterns is None else as_patterns(patterns)
     d = getattr(score_model, "input_dim", None) if known is None else known.shape[1]
-    x = as_points(x, d=d, batch=True).to(device)
-    x = x.to(score_model.output.weight) if isinstance(score_model, ScoreNet) else x
+    x, weight = as_points(x, d=d, batch=True).to(device), weight_of(score_model)
+    x = x if weight is None else x.to(weight)
     if probes is not None:
         check_count(probes, "probes")
     elif x.shape[1] > 32:

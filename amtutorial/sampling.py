@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['time_grid', 'reverse_sde', 'probability_flow', 'memory_shares', 'moments',
-           'matched_gaussian', 'Euler_Maruyama_sampler']
+           'matched_gaussian', 'suited_grid', 'Euler_Maruyama_sampler']
 
 # %% ../nbs/03_sampling.ipynb #f4b965f2
 import math
@@ -12,8 +12,9 @@ import torch
 from scipy.spatial import cKDTree
 from scipy.stats import chi2
 from tqdm.auto import tqdm
-from .core import as_patterns, as_points, check_count, device_of
-from .data import merge_patterns
+from .core import as_patterns, as_points, as_score, check_count, check_fraction
+from .core import device_of
+from .data import merge_patterns, unit_of
 from .sde import T_MIN, marginal_sample
 
 # %% ../nbs/03_sampling.ipynb #45efe62e
@@ -24,12 +25,7 @@ def time_grid(
 ) -> torch.Tensor: # times falling from 1 to eps, shape (num_steps + 1,)
     "Times evenly spaced in the fifth root (equation 3.3; Karras et al. 2022, equation 5)."
     check_count(num_steps, "num_steps")
-    try:
-        inside = not isinstance(eps, str) and 0 < float(eps) < 1
-    except (TypeError, ValueError, RuntimeError): # no number, or several
-        inside = False
-    if not inside:
-        raise ValueError(f"eps, the last time, must lie in (0, 1), not {eps!r}")
+    eps = check_fraction(eps, "eps, the last time,")
     roots = torch.linspace(1, eps**0.2, num_steps + 1, dtype=torch.float64)
     return (roots**5).to(device, torch.float32)
 
@@ -53,13 +49,14 @@ def reverse_sde(
 ):
     "Walk the reverse SDE (equation 3.4). Yields the state at every time, then its posterior mean."
     _check_falling(times)
+    score = as_score(score_model)
     yield x
     for t, s in zip(times[:-1], times[1:]):
         v, v_next = sde.marginal_prob_std(t)**2, sde.marginal_prob_std(s)**2
         z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-        x = x + (v - v_next) * score_model(x, t) + ((v - v_next) * v_next / v).sqrt() * z
+        x = x + (v - v_next) * score(x, t) + ((v - v_next) * v_next / v).sqrt() * z
         yield x
-    yield x + v_next * score_model(x, s)
+    yield x + v_next * score(x, s)
 
 # %% ../nbs/03_sampling.ipynb #54c4392b
 def probability_flow(
@@ -70,7 +67,8 @@ def probability_flow(
 ):
     "Follow the flow (equation 3.5). Yields the state at every time, then its posterior mean."
     _check_falling(times)
-    slope = lambda x, t: -0.5 * sde.marginal_prob_std(t)**2 * score_model(x, t) # dx / d log t
+    score = as_score(score_model)
+    slope = lambda x, t: -0.5 * sde.marginal_prob_std(t)**2 * score(x, t) # dx / d log t
     yield x
     for t, s in zip(times[:-1], times[1:]):
         step, first = (s / t).log(), slope(x, t)
@@ -120,15 +118,24 @@ def matched_gaussian(
     cov = axes * (value.clamp_min(0) + sde.sigma**2) @ axes.T
     return torch.distributions.MultivariateNormal(mean, cov)
 
+# %% ../nbs/03_sampling.ipynb #uni03fun
+def suited_grid(
+    unit: float, # unit of length of the memories, as from `unit_of`
+    sigma: float = 1., # noise strength σ
+): # number of steps, and the last time
+    "The steps, and their end, that suit memories and noise (equation 3.8): 50 and 1e-5 for σ ≤ u."
+    noise = max(1., sigma / unit)
+    return math.ceil(50 * noise**0.4), T_MIN / noise**2
+
 # %% ../nbs/03_sampling.ipynb #cce3d175
 @torch.no_grad()
 def Euler_Maruyama_sampler(
     score_model, # model(x, t) -> score; a `ScoreNet`, or the exact score
     sde, # the noise process, a `VESDETerms`
     batch_size: int = 64, # number of samples
-    num_steps: int = 50, # steps of `time_grid` from t = 1 to eps; the page takes 1,000 equal ones
+    num_steps: int | None = None, # steps of `time_grid`; None: by (3.8), mostly 50; the page: 1,000
     device=None, # where to compute; None: where the model is
-    eps: float = T_MIN, # last time, in (0, 1)
+    eps: float | None = None, # last time, in (0, 1); None: by (3.8), mostly 1e-5
     *,
     patterns=None, # memories (K, d): start from the exact p_1; None: from `matched_gaussian`
     generator=None, # a torch.Generator on that device; None: the global one
@@ -136,14 +143,20 @@ def Euler_Maruyama_sampler(
     "Samples by the reverse SDE (equation 3.4), denoised. Raises ValueError or TypeError."
     device = device_of(score_model, device)
     check_count(batch_size, "batch_size")
+    if patterns is None:
+        unit = getattr(score_model, "unit", 1.)
+    else:
+        patterns = as_patterns(patterns).to(device, torch.float32)
+        unit = unit_of(patterns, sde.sigma)
+    steps, last = suited_grid(float(unit), sde.sigma)
+    num_steps, eps = (steps if num_steps is None else num_steps), (last if eps is None else eps)
     times = time_grid(num_steps, eps, device)
     if patterns is None:
         shape = batch_size, getattr(score_model, "input_dim", 2)
-        z = torch.randn(shape, generator=generator, device=device)
+        z = torch.randn(shape, generator=generator, device=device, dtype=torch.float32)
         end = matched_gaussian(score_model, sde, z)
         x = (end.mean + z.double() @ end.scale_tril.T).to(z)
     else:
-        patterns = as_patterns(patterns).to(device, torch.float32)
         x = marginal_sample(batch_size, 1., patterns, sde.sigma, generator)
     walk = reverse_sde(score_model, sde, x, times, generator)
     for x in tqdm(walk, total=num_steps + 2, desc="sampling", unit="step", delay=1):

@@ -9,7 +9,7 @@ __all__ = ['FourierEmbedding', 'ScoreNet']
 import math
 import torch
 import torch.nn as nn
-from .core import check_count
+from .core import as_points, check_count
 from .sde import T_MIN
 
 # %% ../nbs/09_scorenet.ipynb #331b9952
@@ -20,6 +20,7 @@ class FourierEmbedding(nn.Module):
         scale: float = 16, # standard deviation of the frequencies
     ):
         super().__init__()
+        self.scale = scale
         if embed_dim < 2 or embed_dim % 2:
             raise ValueError(f"embed_dim must be even and at least 2, not {embed_dim}")
         self.register_buffer("freqs", torch.randn(embed_dim // 2) * scale)
@@ -44,12 +45,19 @@ def _check_width(x, d):
         wanted = f"{d} coordinates on its last axis"
         raise ValueError(f"x must have {wanted}, not shape {tuple(x.shape)}")
 
+def _like(weight, x, t):
+    "Points and times, whatever holds them, in the precision and on the device of the weights."
+    x = x if isinstance(x, torch.Tensor) else as_points(x)
+    return x.to(weight), torch.as_tensor(t, dtype=weight.dtype, device=weight.device)
+
 class _KeepsForm(nn.Module):
-    "Form and data's moments travel with the weights; a published checkpoint has weights alone."
+    "What is known of the data travels with the weights; a published checkpoint has weights alone."
     def __init__(self, d):
         super().__init__()
-        self.register_buffer("data_mean", torch.zeros(d)) # training fills in both
+        self.register_buffer("data_mean", torch.zeros(d)) # training fills in all four
         self.register_buffer("data_cov", torch.zeros(d, d))
+        self.register_buffer("center", torch.zeros(d)) # c of (9.3)
+        self.register_buffer("unit", torch.ones(())) # u of (9.3)
 
     def get_extra_state(self):
         return torch.tensor(self.readout)
@@ -58,12 +66,15 @@ class _KeepsForm(nn.Module):
         self.readout = bool(state)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        form, *moments = (prefix + name for name in ("_extra_state", "data_mean", "data_cov"))
-        weights = {prefix + name for name in self.state_dict()} - {form, *moments}
-        if weights <= state_dict.keys() and not state_dict.keys() & set(moments):
-            state_dict.setdefault(form, torch.tensor(False)) # the published form
-            for name, value in zip(moments, (self.data_mean, self.data_cov)):
-                state_dict.setdefault(name, torch.zeros_like(value))
+        form, data = prefix + "_extra_state", {prefix + "unit": torch.ones_like(self.unit)}
+        for name in "data_mean", "data_cov", "center":
+            data[prefix + name] = torch.zeros_like(getattr(self, name))
+        weights = {prefix + name for name in self.state_dict()} - {form, *data}
+        if weights <= state_dict.keys(): # a whole network
+            if not state_dict.keys() & data.keys():
+                state_dict.setdefault(form, torch.tensor(False)) # the published form
+            for name, value in data.items():
+                state_dict.setdefault(name, value)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 # %% ../nbs/09_scorenet.ipynb #fcdf408f
@@ -93,19 +104,20 @@ class ScoreNet(_KeepsForm):
         self.hidden = nn.Sequential(*layers)
         self.output = nn.Linear(hidden_dim, input_dim)
 
-    def scaled(self, x, t):
-        "Point and time as the layers see them, and σ√t (..., 1)."
-        x, t = (a.to(self.output.weight.dtype) for a in (x, t))
-        std = self.marginal_prob_std(t)[..., None]
-        if not self.readout:
-            return x, t, std
-        return x / (std**2 + 0.01).sqrt(), 1 - t.log() / math.log(T_MIN), std
+    def layers(self, point, time):
+        "The answer of the layers at points (..., d) and times that broadcast against (...)."
+        e = self.time_embed(time).expand(*point.shape[:-1], -1) # points may share their time
+        h = self.input_proj(torch.cat([point, e], -1))
+        return self.output(self.hidden(h))
 
     def forward(self, x, t):
-        "Score at points x (..., d) and times t in (0, 1], a tensor that broadcasts against (...)."
+        "Score at points x (..., d) and times t in (0, 1], which broadcast against (...)."
+        x, t = _like(self.output.weight, x, t)
         _check_width(x, self.input_dim)
-        point, time, std = self.scaled(x, t)
-        e = self.time_embed(time).expand(*x.shape[:-1], -1) # points may share their time
-        h = self.input_proj(torch.cat([point, e], -1))
-        out = self.output(self.hidden(h))
-        return (out - x) / std**2 if self.readout else out / std
+        std = self.marginal_prob_std(t)[..., None]
+        if not self.readout:
+            return self.layers(x, t) / std # (9.2)
+        x = x - self.center
+        point = x / (std**2 + 0.01 * self.unit**2).sqrt()
+        time = 1 - t.log() / math.log(T_MIN)
+        return (self.unit * self.layers(point, time) - x) / std**2 # (9.3)

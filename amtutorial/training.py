@@ -10,13 +10,13 @@ __all__ = ['stratified_times', 'noisy_batch', 'loss_fn', 'train_loop', 'update_e
 import math
 from copy import deepcopy
 import torch
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 from .cache import cached
-from .core import as_patterns, check_count, check_number, check_seed
-from .core import device_of, one_thread, pick_device
-from .sampling import moments
-from .scorenet import ScoreNet
+from .core import as_patterns, as_score, check_count, check_fraction, check_number
+from .core import check_seed, device_of, one_thread, pick_device
+from .data import unit_of
+from .sampling import moments, suited_grid
+from .scorenet import FourierEmbedding, ScoreNet
 from .sde import T_MIN, VESDETerms, marginal_sample, marginal_score, posterior_mean
 
 # %% ../nbs/10_training.ipynb #850f2104
@@ -27,10 +27,10 @@ def stratified_times(
     device=None, # where the times are wanted
 ) -> torch.Tensor: # times in [eps, 1], shape (n,) or (..., n), rising
     "Times with log t uniform on [log eps, 0], one in each of n equal slices. Raises ValueError."
-    if not 0 < eps < 1:
-        raise ValueError(f"eps, the smallest time, must lie in (0, 1), not {eps}")
+    eps = check_fraction(eps, "eps, the smallest time,")
     shape = [check_count(m, "n") for m in (n if isinstance(n, (tuple, list)) else (n,))]
-    u = torch.rand(shape, generator=generator, device=generator.device if generator else device)
+    on = dict(device=generator.device if generator else device, dtype=torch.float32)
+    u = torch.rand(shape, generator=generator, **on)
     slices = torch.arange(shape[-1], device=device) + u.to(device)
     return eps ** (1 - slices / shape[-1])
 
@@ -74,15 +74,30 @@ def loss_fn(
     return (weight * (std * model(xt, t) - target).square()).mean()
 
 # %% ../nbs/10_training.ipynb #e2c7e7f7
+def _draw_weights(model, g):
+    "The first weights that PyTorch would give, from a generator of our own."
+    for layer in model.modules():
+        if isinstance(layer, FourierEmbedding):
+            layer.freqs.normal_(generator=g).mul_(layer.scale)
+        elif isinstance(layer, torch.nn.LayerNorm):
+            layer.reset_parameters()
+        elif isinstance(layer, torch.nn.Linear):
+            torch.nn.init.kaiming_uniform_(layer.weight, math.sqrt(5), generator=g)
+            bound = 1 / math.sqrt(layer.in_features)
+            torch.nn.init.uniform_(layer.bias, -bound, bound, generator=g)
+
 @torch.inference_mode(False) # weights that can be trained, wherever this is called
 def _new_network(patterns, vesde, seed, **network):
     "An untrained network that knows the memories' moments; its weights follow from the seed alone."
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed) # `torch.manual_seed` would seed the GPU as well
-        std, d = vesde.marginal_prob_std, patterns.shape[1]
-        model = ScoreNet(d, marginal_prob_std=std, **network).float().to(patterns.device)
+    with torch.device("meta"): # layers without numbers yet: nobody's generator moves
+        model = ScoreNet(patterns.shape[1], marginal_prob_std=vesde.marginal_prob_std, **network)
+    model = model.float().to_empty(device="cpu")
+    _draw_weights(model, torch.Generator().manual_seed(seed))
     model.data_mean, model.data_cov = moments(patterns)
-    return model
+    unit, far = unit_of(patterns, vesde.sigma), (2 * model.data_mean.square().mean()).sqrt()
+    model.unit = torch.full_like(far, unit)
+    model.center = model.data_mean * (far > 2 * unit) # a mean near zero may stay
+    return model.to(patterns.device)
 
 def _check_counts(**counts):
     "Raises TypeError or ValueError unless all of them are whole numbers above 0."
@@ -97,7 +112,7 @@ def _adam(model, lr, iterations, constant):
     return optimizer, torch.optim.lr_scheduler.OneCycleLR(
         optimizer, lr, total_steps=max(iterations, 20), pct_start=0.1, cycle_momentum=False)
 
-def _batches(patterns, vesde, iterations, times, draws, exact_targets, seed):
+def _batches(patterns, vesde, eps, iterations, times, draws, exact_targets, seed):
     "What `noisy_batch` returns, once for each step; made fifty steps at a time, which is faster."
     g = torch.Generator().manual_seed(seed) # on the processor: every device sees the same batches
     ahead = max(1, min(50, 2**20 // (times * draws * patterns.shape[1])))
@@ -105,7 +120,8 @@ def _batches(patterns, vesde, iterations, times, draws, exact_targets, seed):
     for i in range(0, iterations, ahead):
         shape = min(ahead, iterations - i), times, draws
         x = patterns[torch.randint(len(patterns), shape, generator=g).to(patterns.device)]
-        yield from zip(*noisy_batch(x, vesde.marginal_prob_std, patterns=known, generator=g))
+        batch = noisy_batch(x, vesde.marginal_prob_std, eps, patterns=known, generator=g)
+        yield from zip(*batch)
 
 # %% ../nbs/10_training.ipynb #deb7c83e
 @torch.inference_mode(False) # gradients are needed, wherever this is called
@@ -123,6 +139,7 @@ def train_loop(
     readout: bool = True, # network form (9.3); False: the published (9.2)
     network: dict | None = None, # sizes of the network by name, as `ScoreNet` takes them
     average: float | None = None, # keep the rate, average weights with this decay; None: one cycle
+    eps: float | None = None, # smallest time, in (0, 1); None: by (3.8), mostly 1e-5
     seed: int | None = None, # seed of weights and noise; None: drawn from PyTorch's generator
 ) -> ScoreNet: # the trained network, in evaluation mode, on `device`
     "Train a score network by denoising score matching (equation 10.4). Raises for bad input."
@@ -130,9 +147,11 @@ def train_loop(
     lr, device = check_number(lr, "lr"), pick_device(device)
     patterns = as_patterns(train_loader).detach().to(device, torch.float32)
     seed = torch.randint(2**31, ()).item() if seed is None else check_seed(seed)
-    batches = _batches(patterns, vesde, iterations, times, draws, exact_targets, seed)
+    with torch.autocast(device.type, enabled=False):
+        model = _new_network(patterns, vesde, seed, readout=readout, **(network or {}))
+    eps = suited_grid(model.unit.item(), vesde.sigma)[1] if eps is None else eps
+    batches = _batches(patterns, vesde, eps, iterations, times, draws, exact_targets, seed)
     bar = tqdm(batches, f"training, K = {len(patterns):,}", iterations, unit="step", delay=1)
-    model = _new_network(patterns, vesde, seed, readout=readout, **(network or {}))
     kept = model if average is None else deepcopy(model)
     optimizer, schedule = _adam(model, lr, iterations, constant=average is not None)
     with one_thread(), torch.autocast(device.type, enabled=False):
@@ -157,11 +176,10 @@ def update_ema(
     decay: float = 0.9999, # how much of the average is kept at each step, in [0, 1)
 ):
     "Move `ema_model` a step towards `model`: ema = decay · ema + (1 - decay) · model."
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay must lie in [0, 1), not {decay}")
-    pairs = zip(ema_model.parameters(), model.parameters())
-    ema, new = zip(*[(e, p) for e, p in pairs if p.requires_grad])
-    get_ema_multi_avg_fn(decay)(list(ema), list(new), None)
+    decay = check_fraction(decay, "decay", zero=True)
+    for ema, new in zip(ema_model.parameters(), model.parameters()):
+        if new.requires_grad: # frozen weights stay
+            ema.lerp_(new.to(ema), 1 - decay)
 
 # %% ../nbs/10_training.ipynb #2161a206
 @torch.no_grad()
@@ -177,12 +195,12 @@ def score_error(
     patterns, device = as_patterns(patterns), device_of(model)
     g = torch.Generator(patterns.device).manual_seed(check_seed(seed))
     on = dict(generator=g, device=patterns.device)
-    times = T_MIN + (1 - T_MIN) * torch.rand(check_count(n, "n"), **on)
+    times = T_MIN + (1 - T_MIN) * torch.rand(check_count(n, "n"), dtype=torch.float32, **on)
     times = times if t is None else torch.full_like(times, check_number(t, "t", 1))
     noise = marginal_sample(n, 1., torch.zeros_like(patterns[:1]), sigma, g) # σz
     x0 = patterns[torch.randint(len(patterns), (n,), **on)]
     x = x0 + times.sqrt()[:, None] * noise
-    learned = model(x.to(device), times.to(device)).to(x)
+    learned = as_score(model)(x.to(device), times.to(device)).to(x)
     gap = learned - marginal_score(x, times, patterns, sigma)
     return (sigma**2 * times * gap.square().sum(1)).mean().item()
 

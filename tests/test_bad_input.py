@@ -68,7 +68,9 @@ COUNT = {
     "negative": (-3, "-3"),
 }
 OPTIONAL = {kind: bad for kind, bad in COUNT.items() if kind != "nothing"}
+MAYBE = {kind: bad for kind, bad in NUMBER.items() if kind != "nothing"}
 END = NUMBERS | {"several": ([0.1, 0.2], "[0.1, 0.2]"), "one": (1.0, "1.0")}
+MAYBE_END = {kind: bad for kind, bad in END.items() if kind != "nothing"}
 MANY = {k: bad for k, bad in COUNT.items() if k not in ("nothing", "several")}
 MANY["none"] = [], "not 0"
 SEED = {kind: bad for kind, bad in COUNT.items() if kind != "zero"} | {
@@ -116,7 +118,7 @@ TABLE = [
     (data.circle_patterns, dict(K=3, seed=9), dict(seed=SEED)),
     (data.plane_coordinates, dict(samples=X), dict(samples=POINTS)),
     (data.cartesian_to_polar, dict(samples=X), dict(samples=POINTS)),
-    (data.merge_patterns, dict(patterns=XI, distance=0.1), dict(patterns=BATCH, distance=NUMBER)),
+    (data.merge_patterns, dict(patterns=XI, distance=0.1), dict(patterns=BATCH, distance=MAYBE)),
     (data.plane_grid, dict(resolution=3, bound=1.0), dict(resolution=COUNT, bound=NUMBER)),
     (sde.VESDETerms, dict(sigma_max=1.0, device="cpu"), dict(
         sigma_max=NUMBER | {"too large": (1e200, "inf")}, device=DEVICE)),
@@ -125,7 +127,7 @@ TABLE = [
     (sampling.memory_shares, dict(samples=X, patterns=XI), dict(samples=PLANE, patterns=BATCH)),
     (sampling.Euler_Maruyama_sampler, dict(
         score_model=score, sde=SDE, batch_size=2, num_steps=2, device="cpu", eps=0.1, patterns=XI),
-        dict(batch_size=COUNT, num_steps=COUNT, device=DEVICE, eps=END)),
+        dict(batch_size=COUNT, num_steps=OPTIONAL, device=DEVICE, eps=MAYBE_END)),
     (retrieval.fixed_points, dict(step=lambda x: x, x=X, tol=1e-3, max_steps=2), dict(
         x=POINTS, tol=NUMBER, max_steps=COUNT)),
     (retrieval.retrieve, dict(x=X, patterns=XI, beta=2.0, tol=1e-3, max_steps=2), dict(

@@ -21,7 +21,7 @@ from amtutorial.sde import VESDETerms
 from amtutorial.training import loss_fn, train_loop
 
 STD = VESDETerms(1.0).marginal_prob_std
-OURS = "_extra_state", "data_mean", "data_cov"  # what a published checkpoint does not name
+OURS = "_extra_state", "data_mean", "data_cov", "center", "unit"  # not in published checkpoints
 FAST = "--sizes 2 --quick --iterations 5 --no-cache --device cpu".split()
 
 

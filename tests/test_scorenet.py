@@ -149,7 +149,7 @@ def test_points_may_share_their_time(readout):
 def test_the_form_travels_with_the_weights():
     "A published checkpoint names no form and gets the published one, whatever network loads it."
     model, x, t = network(), torch.randn(20, 2), torch.rand(20)
-    ours = "_extra_state", "data_mean", "data_cov"
+    ours = "_extra_state", "data_mean", "data_cov", "center", "unit"
     checkpoint = {k: v for k, v in model.state_dict().items() if k not in ours}
     loaded, other = network(1, readout=True), network(2, readout=True)
     loaded.load_state_dict(checkpoint)
@@ -179,7 +179,7 @@ def test_the_moments_travel_with_the_weights():
 def test_a_published_checkpoint_names_no_moments():
     "It loads, leaves none behind from before, and is not changed by it."
     model = network()
-    ours = "_extra_state", "data_mean", "data_cov"
+    ours = "_extra_state", "data_mean", "data_cov", "center", "unit"
     checkpoint = {k: v for k, v in network(1).state_dict().items() if k not in ours}
     model.data_mean, model.data_cov = torch.tensor([0.5, -0.25]), torch.eye(2)
     model.load_state_dict(checkpoint)

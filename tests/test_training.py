@@ -230,11 +230,11 @@ def test_batches_made_ahead():
     "Fifty steps at a time or fewer for large points: all steps, each with a batch of its own."
     for d, steps in (2, 120), (3000, 5):
         patterns = torch.randn(4, d)
-        batches = list(training._batches(patterns, SDE, steps, 32, 8, True, 0))
+        batches = list(training._batches(patterns, SDE, T_MIN, steps, 32, 8, True, 0))
         assert len(batches) == steps and all(b[0].shape == (32, 8, d) for b in batches)
         firsts = [b[0][0, 0, 0].item() for b in batches]
         assert len(set(firsts)) == steps
-    again = list(training._batches(patterns, SDE, 5, 32, 8, True, 0))
+    again = list(training._batches(patterns, SDE, T_MIN, 5, 32, 8, True, 0))
     assert torch.equal(again[0][0], batches[0][0])
 
 
@@ -478,7 +478,7 @@ def test_constant_rate_and_average_by_hand():
     live = training._new_network(xi, SDE, 4, readout=True)
     kept = [p.detach().clone() for p in live.parameters()]
     adam = torch.optim.Adam(live.parameters(), lr, betas=(0.9, 0.95))
-    batches = training._batches(xi, SDE, steps, 32, 8, True, 4)
+    batches = training._batches(xi, SDE, T_MIN, steps, 32, 8, True, 4)
     for i, (x, t, std, target, weight) in enumerate(batches, 1):
         adam.zero_grad()
         (weight * (std * live(x, t) - target).square()).mean().backward()

@@ -32,13 +32,16 @@ SHAPING = (
     data.circle_patterns,
     data.create_subset,
     data.generate_circle_data,
+    data.unit_of,
     sampling.moments,
+    sampling.suited_grid,
     scorenet.FourierEmbedding,
     scorenet.ScoreNet,
     sde.VESDETerms,
     sde.posterior_mean,
     training.stratified_times,
     training.noisy_batch,
+    training._draw_weights,
     training._new_network,
     training._adam,
     training._batches,
@@ -78,7 +81,8 @@ def train(K):
     patterns = data.circle_patterns(K)
     model = training.trained_model(patterns, device="cpu", cache=False, **SETTINGS)
     weights = {name: w.half() for name, w in model.state_dict().items() if w.is_floating_point()}
-    for name in "data_mean", "data_cov":  # the explorer starts from the memories themselves
+    assert model.unit == 1 and not model.center.any(), "the explorer knows no unit and no centre"
+    for name in "data_mean", "data_cov", "unit", "center":
         del weights[name]
     tensors = {name: w.contiguous() for name, w in weights.items()} | dict(memories=patterns)
     write_in_one_step(path_of(K), save(tensors, dict(about=json.dumps(about(K)))))
