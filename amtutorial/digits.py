@@ -137,7 +137,7 @@ def denoising_error(
     x, noise = as_points(images, "images", batch=True), check_number(noise, "noise", SIGMA)
     x = x.float().repeat(-(-check_count(draws, "draws") // len(x)), 1)
     g = torch.Generator().manual_seed(check_seed(seed))
-    y, t = x + noise * torch.randn(x.shape, generator=g), (noise / SIGMA)**2
+    y, t = x + noise * torch.randn(x.shape, generator=g, device="cpu"), (noise / SIGMA)**2
     device = device_of(model)
     with torch.no_grad():
         score = as_score(model)(y.to(device), torch.full((len(y),), t, device=device)).cpu()
@@ -306,12 +306,12 @@ def copying_report(
     if (delta := null[allowed - 1]) <= 1e-6 * null.median():
         raise ValueError("held_out must not hold data of train; remove them from it")
     g, N = torch.Generator().manual_seed(check_seed(seed)), len(train) + len(new)
-    order, p = torch.randperm(N, generator=g), len(train) / N
+    order, p = torch.randperm(N, generator=g, device="cpu"), len(train) / N
     winner = order[_nearest(x, torch.cat([train, new])[order])[1]]
     coins = torch.bincount(winner, minlength=N).double() / len(x) # one for each winner
     variance = p * (1 - p) * (N * coins.square().sum() - 1) / (N - 1)
     m = min(len(x), len(new)) # among more it is easier to find a sibling: as many of each
-    some = (a[torch.randperm(len(a), generator=g)[:m]] for a in (x, new))
+    some = (a[torch.randperm(len(a), generator=g, device="cpu")[:m]] for a in (x, new))
     repeated, by_chance = ((_nearest(a, a, True)[0] < delta).double().mean() for a in some)
     closest = d.argsort()[:5].tolist()
     return dict(

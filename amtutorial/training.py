@@ -13,7 +13,7 @@ import torch
 from tqdm.auto import tqdm
 from .cache import cached
 from .core import as_patterns, as_score, check_count, check_fraction, check_number
-from .core import check_seed, device_of, one_thread, pick_device
+from .core import check_seed, one_thread, pick_device
 from .data import unit_of
 from .sampling import moments, suited_grid
 from .scorenet import FourierEmbedding, ScoreNet
@@ -119,7 +119,8 @@ def _batches(patterns, vesde, eps, iterations, times, draws, exact_targets, seed
     known = patterns if exact_targets else None
     for i in range(0, iterations, ahead):
         shape = min(ahead, iterations - i), times, draws
-        x = patterns[torch.randint(len(patterns), shape, generator=g).to(patterns.device)]
+        drawn = torch.randint(len(patterns), shape, generator=g, device=g.device)
+        x = patterns[drawn.to(patterns.device)]
         batch = noisy_batch(x, vesde.marginal_prob_std, eps, patterns=known, generator=g)
         yield from zip(*batch)
 
@@ -192,7 +193,7 @@ def score_error(
     t: float | None = None, # measure at this time only; None: times uniform on [1e-5, 1]
 ) -> float: # E σ²t |s - ∇log p_t|²: 0 for a perfect score; for the answer zero, d or less
     "Mean squared error of a score, in units of the noise (the first term of equation 10.3)."
-    patterns, device = as_patterns(patterns), device_of(model)
+    patterns = as_patterns(patterns)
     g = torch.Generator(patterns.device).manual_seed(check_seed(seed))
     on = dict(generator=g, device=patterns.device)
     times = T_MIN + (1 - T_MIN) * torch.rand(check_count(n, "n"), dtype=torch.float32, **on)
@@ -200,7 +201,7 @@ def score_error(
     noise = marginal_sample(n, 1., torch.zeros_like(patterns[:1]), sigma, g) # σz
     x0 = patterns[torch.randint(len(patterns), (n,), **on)]
     x = x0 + times.sqrt()[:, None] * noise
-    learned = as_score(model)(x.to(device), times.to(device)).to(x)
+    learned = as_score(model)(x, times)
     gap = learned - marginal_score(x, times, patterns, sigma)
     return (sigma**2 * times * gap.square().sum(1)).mean().item()
 

@@ -1,9 +1,11 @@
 """What broke other software, in inputs of our own; each case names the public report it is from."""
+import copy
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
@@ -11,14 +13,20 @@ import numpy as np
 import pytest
 import torch
 from helpers import refused
+from sklearn.datasets import make_moons
 
-from amtutorial import digits, experiment
+from amtutorial import digits, experiment, training
 from amtutorial.cli import main
-from amtutorial.data import circle_patterns, merge_patterns
+from amtutorial.data import circle_patterns, generate_circle_data, merge_patterns
+from amtutorial.inside import jacobian_spectrum
+from amtutorial.landscape import compute_landscape
+from amtutorial.likelihood import compute_laplacian, ode_likelihood_with_laplacian
 from amtutorial.minima import grid_minima
+from amtutorial.sampling import Euler_Maruyama_sampler, probability_flow, time_grid
 from amtutorial.scorenet import ScoreNet
 from amtutorial.sde import VESDETerms
-from amtutorial.training import loss_fn, train_loop
+from amtutorial.training import loss_fn, score_error, train_loop, update_ema
+from amtutorial.transition import learned_dimension
 
 STD = VESDETerms(1.0).marginal_prob_std
 OURS = "_extra_state", "data_mean", "data_cov", "center", "unit"  # not in published checkpoints
@@ -330,3 +338,117 @@ def test_a_long_staircase_of_minima():
     where, barrier = grid_minima(np.stack([row, row + 0.1, row + 0.2]))
     assert len(where) == 1502 and where[0].tolist() == [0, 3002]
     assert barrier[0] == np.inf and np.allclose(barrier[1:], 4, rtol=0, atol=1e-9)
+
+
+# Nobody owns the precision: flow_matching 37, diffusers 2992, pytorch 2138, lightning 19980,
+# ema-pytorch 36
+
+NINE, SDE = circle_patterns(9), VESDETerms(1.0)
+
+
+class Linear(torch.nn.Module):
+    "A network that is none of ours, and converts nothing by itself."
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+
+    def forward(self, x, t):
+        return self.layer(x) - x * t.reshape(-1, 1)
+
+
+def networks():
+    ours = train_loop(NINE, SDE, 3, device="cpu", seed=0)
+    for model in ours, Linear():
+        for kind in torch.float32, torch.float64:
+            yield copy.deepcopy(model).to(kind), kind
+
+
+MEETINGS = {
+    "likelihood": lambda m, x: ode_likelihood_with_laplacian(x, m, SDE, eps=0.5, steps=2),
+    "sampler": lambda m, x: Euler_Maruyama_sampler(m, SDE, 3, 2),
+    "sampler from memories": lambda m, x: Euler_Maruyama_sampler(m, SDE, 3, 2, patterns=x),
+    "flow": lambda m, x: list(probability_flow(m, SDE, torch.as_tensor(x), time_grid(2)))[-1],
+    "error": lambda m, x: score_error(m, x, n=20),
+    "landscape": lambda m, x: compute_landscape(
+        m, SDE, x, np.linspace(0.1, 1, 3)[0], centers=x, resolution=12).learned,
+    "divergence": lambda m, x: compute_laplacian(m, torch.as_tensor(x), torch.tensor(0.5)),
+    "dimension": lambda m, x: learned_dimension(m, x, n=5)[0],
+    "spectrum": lambda m, x: jacobian_spectrum(m, x, 0.5),
+    "denoising": lambda m, x: digits.denoising_error(m, x, draws=9),
+}
+
+
+@pytest.mark.parametrize("name", MEETINGS)
+def test_what_meets_a_network_takes_its_precision(name):
+    # flow_matching 37, diffusers 2992, pytorch 2138
+    points = NINE.double(), NINE, generate_circle_data(9), make_moons(20, random_state=0)[0]
+    for model, kind in networks():
+        for x in points:
+            found = torch.as_tensor(MEETINGS[name](model, x))
+            assert torch.isfinite(found).all()
+            if name == "likelihood":
+                assert found.dtype == kind
+
+
+def test_a_network_takes_numbers_lists_and_arrays():
+    # pytorch 2138
+    for model, kind in networks():
+        if isinstance(model, ScoreNet):
+            wanted = model(NINE[:2], torch.full((2,), 0.5))
+            for x, t in (NINE[:2], 0.5), (NINE[:2].tolist(), [0.5, 0.5]), (
+                    NINE[:2].numpy(), np.float64(0.5)), (NINE[:2].double(), torch.tensor(0.5)):
+                found = model(x, t)
+                assert found.dtype == kind and torch.allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def weights(**options):
+    model = train_loop(NINE, SDE, 20, device="cpu", seed=4, **options)
+    return [*model.parameters(), *model.buffers()]
+
+
+@pytest.mark.parametrize("options", [{}, dict(average=0.9, exact_targets=False)])
+def test_training_pins_single_precision(options):
+    # lightning 19980
+    wanted = weights(**options)
+    torch.set_default_dtype(torch.float64)
+    try:
+        doubled = weights(**options)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.autocast("cpu"):
+        cast = weights(**options)
+    for found in doubled, cast:
+        assert all(a.dtype == torch.float32 and torch.equal(a, b) for a, b in zip(found, wanted))
+
+
+def test_averages_of_any_precision():
+    # ema-pytorch 36
+    a, b = ([torch.nn.Linear(2, 2) for _ in range(2)])
+    wanted = 0.75 * a.weight.detach() + 0.25 * b.weight.detach().bfloat16()
+    update_ema(a, copy.deepcopy(b).bfloat16(), 0.75)
+    assert a.weight.dtype == torch.float32 and torch.allclose(a.weight, wanted)
+    before = copy.deepcopy(a.weight)
+    update_ema(a, b.requires_grad_(False), 0.5)  # wholly frozen: nothing moves, nothing breaks
+    assert torch.equal(a.weight, before)
+
+
+def test_threads_that_train_leave_the_generator_alone():
+    # pytorch 90585
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda seed: train_loop(NINE, SDE, 15, device="cpu", seed=seed),
+                              [0, 1, 0, 1, 0, 1]))
+    assert torch.equal(torch.get_rng_state(), before)
+    for i in range(2, 6):  # and each is what it would be alone
+        assert torch.equal(found[i].output.weight, found[i % 2].output.weight)
+
+
+def test_first_weights_are_those_that_pytorch_draws():
+    # pytorch 90585
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        usual = ScoreNet(3, marginal_prob_std=STD, readout=True)
+    ours = training._new_network(torch.randn(5, 3), SDE, 7, readout=True)
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), usual.parameters()))
+    assert torch.equal(ours.time_embed[0].freqs, usual.time_embed[0].freqs)
