@@ -63,7 +63,8 @@ def circle_patterns(
     seed: int = 9, # seed of the population and of the draw; 9 gives the published training sets
 ) -> torch.Tensor: # memories, shape (K, 2), float32, on the unit circle
     "The training set of `K` memories that the published notebook uses."
-    subset = create_subset(CircleDataset(seed=seed), K, seed)
+    population = CircleDataset(seed=seed)
+    subset = create_subset(population, check_count(K, "K", most=len(population)), seed)
     return subset.dataset[subset.indices]
 
 # %% ../nbs/01_data.ipynb #b5d7a50f

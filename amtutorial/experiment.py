@@ -45,14 +45,16 @@ def run_one(
     resolution: int = 100, # grid points along each axis of an energy map
 ): # the metrics (a dict), the samples (n, 2) and the landscape
     "Train on `K` memories, sample, map the energy, and measure all of it against the exact answer."
-    device, sde = pick_device(device), VESDETerms(sigma)
+    device, sde = pick_device(device), VESDETerms(check_number(sigma, "sigma"))
+    t, n = check_number(t, "t", 1), check_count(num_samples, "num_samples")
+    check_count(resolution, "resolution")
     xi, seconds = circle_patterns(K, seed), {}
     on = dict(seed=seed, device=device)
     with _timed(seconds, "train"):
         model = trained_model(xi, sigma, iterations=iterations, cache=cache, **on)
     with _timed(seconds, "sample"):
         g = torch.Generator(device).manual_seed(seed)
-        x = Euler_Maruyama_sampler(model, sde, num_samples, patterns=xi, generator=g).cpu()
+        x = Euler_Maruyama_sampler(model, sde, n, patterns=xi, generator=g).cpu()
     with _timed(seconds, "energy"):
         centers = cluster_samples(x)[1]
         record = compute_landscape(model, sde, xi, t, centers if K <= FEW else None, resolution)

@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 from scipy.stats import chi2
 from tqdm.auto import tqdm
 from .core import as_patterns, as_points, as_score, check_count, check_fraction
-from .core import device_of
+from .core import check_number, device_of
 from .data import merge_patterns, unit_of
 from .sde import T_MIN, marginal_sample
 
@@ -124,7 +124,7 @@ def suited_grid(
     sigma: float = 1., # noise strength σ
 ): # number of steps, and the last time
     "The steps, and their end, that suit memories and noise (equation 3.8): 50 and 1e-5 for σ ≤ u."
-    noise = max(1., sigma / unit)
+    noise = max(1., check_number(sigma, "sigma") / check_number(unit, "unit"))
     return math.ceil(50 * noise**0.4), T_MIN / noise**2
 
 # %% ../nbs/03_sampling.ipynb #cce3d175
@@ -148,7 +148,7 @@ def Euler_Maruyama_sampler(
     else:
         patterns = as_patterns(patterns).to(device, torch.float32)
         unit = unit_of(patterns, sde.sigma)
-    steps, last = suited_grid(float(unit), sde.sigma)
+    steps, last = suited_grid(unit, sde.sigma)
     num_steps, eps = (steps if num_steps is None else num_steps), (last if eps is None else eps)
     times = time_grid(num_steps, eps, device)
     if patterns is None:

@@ -150,7 +150,7 @@ def train_loop(
     seed = torch.randint(2**31, ()).item() if seed is None else check_seed(seed)
     with torch.autocast(device.type, enabled=False):
         model = _new_network(patterns, vesde, seed, readout=readout, **(network or {}))
-    eps = suited_grid(model.unit.item(), vesde.sigma)[1] if eps is None else eps
+    eps = suited_grid(model.unit, vesde.sigma)[1] if eps is None else eps
     batches = _batches(patterns, vesde, eps, iterations, times, draws, exact_targets, seed)
     bar = tqdm(batches, f"training, K = {len(patterns):,}", iterations, unit="step", delay=1)
     kept = model if average is None else deepcopy(model)
@@ -216,7 +216,7 @@ def trained_model(
     cache: bool = True, # False: train anew and leave the disk alone
 ) -> ScoreNet: # the trained network, in evaluation mode
     "A trained score network, from the cache if it is there. Raises ValueError or TypeError."
-    vesde, device = VESDETerms(sigma), pick_device(device)
+    vesde, device = VESDETerms(check_number(sigma, "sigma")), pick_device(device)
     patterns = as_patterns(patterns).detach().cpu().float()
     iterations, seed = check_count(iterations, "iterations"), check_seed(seed)
     train = lambda: train_loop(patterns, vesde, iterations, device=device, seed=seed)

@@ -115,7 +115,8 @@ TABLE = [
         num_samples=COUNT, radius=NUMBER, seed=SEED)),
     (data.create_subset, dict(dataset=X, sample_size=1, seed=0), dict(
         sample_size=COUNT | {"too large": (3, "not 3")}, seed=SEED)),
-    (data.circle_patterns, dict(K=3, seed=9), dict(seed=SEED)),
+    (data.circle_patterns, dict(K=3, seed=9), dict(
+        K=COUNT | {"too large": (70_000, "70,000")}, seed=SEED)),
     (data.plane_coordinates, dict(samples=X), dict(samples=POINTS)),
     (data.cartesian_to_polar, dict(samples=X), dict(samples=POINTS)),
     (data.merge_patterns, dict(patterns=XI, distance=0.1), dict(patterns=BATCH, distance=MAYBE)),
@@ -125,6 +126,7 @@ TABLE = [
     (sde.VESDETerms(1.0).marginal_prob_std, dict(t=0.5), dict(t={"negative": (-1.0, "-1")})),
     (sampling.time_grid, dict(num_steps=3, eps=1e-3), dict(num_steps=COUNT, eps=END)),
     (sampling.memory_shares, dict(samples=X, patterns=XI), dict(samples=PLANE, patterns=BATCH)),
+    (sampling.suited_grid, dict(unit=1.0), dict(unit=NUMBER, sigma=NUMBER)),
     (sampling.Euler_Maruyama_sampler, dict(
         score_model=score, sde=SDE, batch_size=2, num_steps=2, device="cpu", eps=0.1, patterns=XI),
         dict(batch_size=COUNT, num_steps=OPTIONAL, device=DEVICE, eps=MAYBE_END)),
@@ -151,7 +153,7 @@ TABLE = [
         patterns=BATCH, sigma=NUMBER, n=COUNT, seed=SEED,
         t={k: v for k, v in TIME.items() if k != "nothing"})),
     (training.trained_model, dict(patterns=XI, iterations=1, device="cpu", cache=False), dict(
-        patterns=BATCH, iterations=COUNT, seed=SEED, device=DEVICE)),
+        patterns=BATCH, sigma=NUMBER, iterations=COUNT, seed=SEED, device=DEVICE)),
     (likelihood.to_energy, dict(loglikelihood=X), dict(loglikelihood={
         "empty": (torch.zeros(0), "(0,)"), "number": (1.0, "float"), "text": ("x", "str")})),
     (likelihood.ode_likelihood_with_laplacian, dict(
@@ -164,7 +166,8 @@ TABLE = [
         score_model=score, sde=SDE, patterns=XI, t=0.5, resolution=3, device="cpu"), dict(
         patterns=PLANE, t=TIME, resolution=COUNT, bound=NUMBER, device=DEVICE)),
     (experiment.run_one, dict(K=2, iterations=1, cache=False, device="cpu"), dict(
-        iterations=COUNT, seed=SEED, device=DEVICE)),
+        K=COUNT, sigma=NUMBER, t=TIME, iterations=COUNT, seed=SEED, device=DEVICE,
+        num_samples=COUNT, resolution=COUNT)),
     (experiment.run_experiment, dict(out="results", sizes=[2], quick=True, cache=False), dict(
         sizes={k: COUNT[k] for k in ("truth", "zero", "negative")}, sigma=NUMBER, t=TIME,
         iterations=OPTIONAL, seed=SEED, device=DEVICE)),
