@@ -257,7 +257,14 @@ def by_rows(
             return torch.cat([again(*block) for block in blocks])
         except RuntimeError: # torch.func knows no checkpoints
             pass
-    return torch.cat([f(*block) for block in blocks])
+    first, rows = f(*blocks[0]), len(blocks[0][0])
+    if len(blocks) == 1:
+        return first
+    out = first.new_empty(len(tensors[0]), *first.shape[1:]) # results kept between the tables of
+    out[:rows] = first # blocks split up the heap, until each table takes memory of its own
+    for i, block in enumerate(blocks[1:], 1):
+        out[i * rows:(i + 1) * rows] = f(*block)
+    return out
 
 # %% ../nbs/00_core.ipynb #e30e889f
 def _on_one_core():
