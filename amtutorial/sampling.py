@@ -116,7 +116,8 @@ def matched_gaussian(
     cov = getattr(score_model, "data_cov", torch.zeros(d, d)).to(**double)
     value, axes = torch.linalg.eigh(cov) # rounding may make some negative
     cov = axes * (value.clamp_min(0) + sde.sigma**2) @ axes.T
-    return torch.distributions.MultivariateNormal(mean, cov)
+    root = torch.linalg.cholesky(cov) # PyTorch would refuse a `cov` whose halves differ by 1e-6
+    return torch.distributions.MultivariateNormal(mean, scale_tril=root)
 
 # %% ../nbs/03_sampling.ipynb #uni03fun
 def suited_grid(

@@ -899,9 +899,8 @@ def test_moments_move_with_the_memories(w, seed):
 @given(worlds(K=100, dtype=DOUBLE, noise=(-4, 4)))
 def test_the_matched_gaussian_has_the_moments_of_the_density(w):
     "Mean and covariance of the memories, plus noise; eigenvectors are good to d roundings."
-    sigma = w.sigma * math.sqrt(w.t) / w.unit
-    w = World(w.x / w.unit, w.xi / w.unit, 1., sigma, w.kind, 1.)
     mean, cov = moments(w.xi)
+    sigma = w.sigma * math.sqrt(w.t)
     score = partial(marginal_score, patterns=w.xi, sigma=sigma)
     score.data_mean, score.data_cov = mean, cov
     q = matched_gaussian(score, VESDETerms(sigma), w.xi)
@@ -909,7 +908,8 @@ def test_the_matched_gaussian_has_the_moments_of_the_density(w):
     within(q.mean[None], mean[None], 0)
     within(q.covariance_matrix, cov + sigma**2 * torch.eye(w.d).double(), error)
     if w.K == 1:
-        within(q.log_prob(w.x), marginal_logp(*w.given), 40 * w.d * w.logp())
+        there = World(w.x, w.xi, 1., sigma, w.kind, w.unit)
+        within(q.log_prob(w.x), marginal_logp(w.x, 1., w.xi, sigma), 40 * w.d * there.logp())
 
 
 # Decisions
