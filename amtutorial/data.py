@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['generate_circle_data', 'CircleDataset', 'create_subset', 'circle_patterns',
-           'plane_coordinates', 'in_kind', 'cartesian_to_polar', 'unit_of', 'merge_patterns',
-           'plane_grid']
+           'plane_coordinates', 'in_kind', 'cartesian_to_polar', 'unit_of', 'linked_groups',
+           'merge_patterns', 'plane_grid']
 
 # %% ../nbs/01_data.ipynb #c0d77495
 import numpy as np
@@ -95,19 +95,6 @@ def cartesian_to_polar(
     return in_kind(torch.hypot(x, y), samples), in_kind(torch.atan2(y, x), samples)
 
 # %% ../nbs/01_data.ipynb #d4b78190
-def _linked(points, distance):
-    "The group (N,) of every point: points at most `distance` apart share one, chains of them too."
-    tree, N = cKDTree(points), len(points)
-    near = tree.query_ball_point(points, distance, return_length=True)
-    blocks = np.flatnonzero(np.diff(near.cumsum() // 2**20)) + 1 # a million pairs at a time
-    group = np.arange(N)
-    for rows in np.split(np.arange(N), blocks):
-        pairs = cKDTree(points[rows]).sparse_distance_matrix(tree, distance, output_type="ndarray")
-        i, j = group[rows[pairs["i"]]], group[pairs["j"]]
-        graph = coo_matrix((np.ones(len(i)), (i, j)), (N, N))
-        group = connected_components(graph, directed=False)[1][group]
-    return group
-
 def unit_of(
     patterns: torch.Tensor, # memories, shape (K, d)
     single: float = 1., # the answer for memories that are all in one place
@@ -118,15 +105,32 @@ def unit_of(
     spread = spread if spread > 1e-6 * x.abs().max() else single # but for rounding
     return 1. if 1 / 4 <= spread <= 4 else spread
 
+def linked_groups(
+    patterns, # memories, shape (K, d)
+    distance: float | None = None, # closer ones share a group, chains of them too; None: 0.002 u
+) -> torch.Tensor: # the number of each memory's group, shape (K,)
+    "Which memories are practically the same (single linkage)."
+    patterns = as_patterns(patterns).detach().cpu()
+    distance = 0.002 * unit_of(patterns) if distance is None else check_number(distance, "distance")
+    points = patterns.numpy()
+    tree, N = cKDTree(points), len(points)
+    near = tree.query_ball_point(points, distance, return_length=True)
+    blocks = np.flatnonzero(np.diff(near.cumsum() // 2**20)) + 1 # a million pairs at a time
+    group = np.arange(N)
+    for rows in np.split(np.arange(N), blocks):
+        pairs = cKDTree(points[rows]).sparse_distance_matrix(tree, distance, output_type="ndarray")
+        i, j = group[rows[pairs["i"]]], group[pairs["j"]]
+        graph = coo_matrix((np.ones(len(i)), (i, j)), (N, N))
+        group = connected_components(graph, directed=False)[1][group]
+    return torch.as_tensor(group, dtype=torch.long)
+
 def merge_patterns(
     patterns, # memories, shape (K, d)
     distance: float | None = None, # closer ones count as one, chains of them too; None: 0.002 u
 ): # centres of the merged memories (M, d), and the share of the K memories that each stands for
     "Merge memories that are practically the same (single linkage)."
     patterns = as_patterns(patterns).detach()
-    distance = 0.002 * unit_of(patterns) if distance is None else distance
-    group = _linked(patterns.cpu().numpy(), check_number(distance, "distance"))
-    group = torch.as_tensor(group, dtype=torch.long, device=patterns.device)
+    group = linked_groups(patterns, distance).to(patterns.device)
     count = torch.bincount(group).to(patterns)
     sums = torch.zeros_like(patterns[:len(count)]).index_add_(0, group, patterns)
     return sums / count[:, None], count / len(patterns)

@@ -14,7 +14,7 @@ from scipy.stats import chi2
 from tqdm.auto import tqdm
 from .core import as_patterns, as_points, as_score, check_count, check_fraction
 from .core import check_number, device_of
-from .data import merge_patterns, unit_of
+from .data import linked_groups, unit_of
 from .sde import T_MIN, marginal_sample
 
 # %% ../nbs/03_sampling.ipynb #45efe62e
@@ -84,17 +84,16 @@ def memory_shares(
     "How samples distribute over the memories, each to the nearest. Equation 3.6 gives the floor."
     patterns = as_patterns(patterns).detach().cpu()
     samples = as_points(samples, "samples", patterns.shape[1], batch=True).detach().cpu()
-    places, p = merge_patterns(patterns)
-    n, M = len(samples), len(places)
-    distance, _ = cKDTree(patterns.numpy()).query(samples.numpy())
-    _, nearest = cKDTree(places.numpy()).query(samples.numpy())
-    shares = torch.bincount(torch.as_tensor(nearest), minlength=M) / n
+    distance, nearest = cKDTree(patterns.numpy()).query(samples.numpy())
+    place = linked_groups(patterns)
+    n, p = len(samples), torch.bincount(place) / len(patterns)
+    shares = torch.bincount(place[nearest], minlength=len(p)) / n
     statistic = n * ((shares - p).square() / p).sum().item() # of the chi-squared test
     return dict(
         shares=shares, expected=p, distance=distance.mean().item(),
         total_variation=0.5 * (shares - p).abs().sum().item(),
         floor=0.5 * (2 * p * (1 - p) / (math.pi * n)).sqrt().sum().item(),
-        p_value=float(chi2.sf(statistic, max(M - 1, 1))))
+        p_value=float(chi2.sf(statistic, max(len(p) - 1, 1))))
 
 # %% ../nbs/03_sampling.ipynb #gau03fun
 def moments(

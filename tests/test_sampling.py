@@ -455,3 +455,14 @@ def test_three_ways_to_walk_give_each_memory_its_share():
         for name, x in results.items():
             r = memory_shares(x, memories)
             assert r["p_value"] > 1e-6 and r["distance"] < 0.003, (K, name, r)
+
+
+def test_shares_in_a_chain_of_memories():
+    "A sample counts for the group of its nearest memory, not for the nearest centre of a group."
+    chain = torch.tensor([[0.0015 * i, 0.0] for i in range(11)])  # one group, its centre at 0.0075
+    next_to_it = torch.tensor([[0.018, 0.0]])  # 0.003 beyond the end of the chain
+    xi = torch.cat([chain, next_to_it, torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, -1]])])
+    found = memory_shares(xi, xi)
+    assert len(found["shares"]) == 6 and found["total_variation"] < 1e-6
+    end = memory_shares(chain[-1:], xi)
+    assert end["shares"].argmax() == end["expected"].argmax()
