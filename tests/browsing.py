@@ -75,6 +75,11 @@ def open_window(browser, address, name, width=1280, handlers=None, requests=None
     return page
 
 
+def next_frame(page):
+    "Wait until everything that was asked for before stands on the page."
+    page.evaluate("() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))")
+
+
 CONTRAST = """() => {
   const dab = new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true })
   const known = new Map(), paint = colours => {
