@@ -14,9 +14,11 @@ import html
 import io
 import re
 from pathlib import Path
+from tempfile import TemporaryDirectory
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib.animation import HTMLWriter
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
@@ -171,8 +173,11 @@ def animation_html(
     fps: int = 12, # frames a second
     first: int = 0, # frame that is shown until the player starts
 ) -> str: # HTML with the frames and the player inside
-    "A player for `anim` as one piece of HTML, the same at every run."
-    text = anim.to_jshtml(fps=fps, default_mode="loop")
+    "A player for `anim` as one piece of HTML with all its frames, the same at every run."
+    with TemporaryDirectory() as folder:
+        page = Path(folder) / "player.html"
+        anim.save(page, HTMLWriter(fps, embed_frames=True, embed_limit=np.inf))
+        text = page.read_text(encoding="utf-8")
     width = round(96 * anim._fig.get_figwidth())
     plt.close(anim._fig)
     token = re.search(r'id="_anim_img(\w+)"', text)[1]
@@ -183,7 +188,8 @@ def animation_html(
     text = re.sub(r"<link\b[^>]*>\s*", "", text)  # of a font for these signs, from elsewhere
     text = re.sub(r"(\w+) = new Animation\([^)]*\);", rf"\g<0> \1.set_frame({first});", text)
     style = f'width="{width}" style="max-width: 100%; height: auto"'
-    return text.replace("<img id=", f'<img alt="{html.escape(alt)}" {style} id=', 1)
+    words = html.escape(alt).replace("\n", "&#10;") # a blank line would end the HTML in Markdown
+    return text.replace("<img id=", f'<img alt="{words}" {style} id=', 1)
 
 # %% ../nbs/00_figures.ipynb #2ca2d935
 def save_figure(

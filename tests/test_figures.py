@@ -254,11 +254,24 @@ def test_names_keep_animations_apart():
     assert ids[0] and not ids[0] & ids[1]
 
 
-def test_alternative_text_is_escaped():
-    text = 'p < 1 & "so on"'
+def test_no_frame_is_dropped():
+    "Whatever matplotlib's limit on embedded frames, and whatever was drawn of them before."
+    anim = dots(60)
+    with plt.rc_context({"animation.embed_limit": 0.01}):
+        assert anim.to_jshtml().count("data:image/png") < 60
+        page = animation_html(anim, "a dot", fps=20)
+        assert plt.rcParams["animation.embed_limit"] == 0.01
+    assert page.count("data:image/png") == 60 and re.search(r"new Animation\(.*?, 50,", page, re.S)
+
+
+@pytest.mark.parametrize("text", [
+    'p < 1 & "so on"', "it's", "two\nlines", "a\n\nparagraph", r"\sigma \1", "a > b, &amp;"
+])
+def test_alternative_text_is_escaped(text):
+    "It stands in one attribute on one line, and reads as it was given."
     page = animation_html(dots(2), text)
-    assert f'<img alt="{html.escape(text)}" ' in page and page.count("<img") == 1
-    assert html.unescape(re.search(r'alt="([^"]*)"', page)[1]) == text
+    (picture,) = re.findall(r"<img[^>]*>", page)
+    assert html.unescape(re.match(r'<img alt="([^"\n]*)" ', picture)[1]) == text
 
 
 def test_speed():
