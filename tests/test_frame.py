@@ -5,6 +5,7 @@ import importlib
 import inspect
 import io
 import re
+import shutil
 import textwrap
 import tokenize
 from dataclasses import is_dataclass
@@ -464,3 +465,89 @@ def test_copies_are_plain():
             if tool.DIRECTIVE.match(line) or tool.NBDEV_LINE.match(line)
         ]
     none(faults)
+
+
+# What editors leave in notebooks
+
+WIDGETS = {"application/vnd.jupyter.widget-state+json": {"9f": {"model_name": "HTMLModel"}}}
+OTHERS = dict(name="conda-env-mine-py", display_name="mine", language="python")
+LEFT = {
+    "widgets without their state": dict(widgets=WIDGETS),  # GitHub and nbconvert refuse it
+    "widgets": dict(widgets={"application/vnd.jupyter.widget-state+json": dict(state={})}),
+    "Colab": dict(colab=dict(provenance=[]), accelerator="GPU", gpuClass="standard"),
+    "another kernel": dict(kernelspec=OTHERS, language_info=dict(version="3.14")),
+    "editors": dict(vscode=dict(interpreter=dict(hash="0")), toc=dict(base_numbering=1)),
+}
+
+
+@pytest.fixture
+def two_notebooks(tmp_path):
+    "A checkout of one chapter and a page."
+    (tmp_path / "nbs").mkdir()
+    for name in "settings.ini", "nbs/02_sde.ipynb", "nbs/slips.ipynb":
+        shutil.copy(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def spoil(root, metadata, of_cells=lambda cell: cell):
+    for path in tool.notebooks(root):
+        nb = tool.load(path)
+        nb["metadata"] |= metadata
+        nb["cells"] = [of_cells(cell) for cell in nb["cells"]]
+        tool.write(path, tool.dump(nb))
+
+
+def assert_clean(root):
+    "The notebooks are again those of this checkout, and the copy for Colab is as plain."
+    tool.stamp(root)
+    for path in tool.notebooks(root):
+        assert path.read_bytes() == (ROOT / "nbs" / path.name).read_bytes()
+    tool.colab(root)
+    copy = tool.load(root / tool.COPIES / "02_sde.ipynb")
+    assert copy["metadata"].keys() == {"kernelspec"}
+    assert not any(c["metadata"] for c in copy["cells"])
+
+
+@pytest.mark.parametrize("metadata", LEFT.values(), ids=LEFT)
+def test_what_editors_leave_goes(two_notebooks, metadata):
+    "`make sync` removes it, so `make check` names the file; nothing of it gets into the copies."
+    spoil(two_notebooks, metadata)
+    assert_clean(two_notebooks)
+
+
+def test_a_chapter_saved_by_colab(two_notebooks):
+    "It has the ids of cells in their metadata, beside who ran them and when."
+
+    def of_colab(cell):
+        about = dict(id=cell.pop("id"), colab=dict(height=17), executionInfo=dict(user_tz=0))
+        return cell | dict(metadata=about)
+
+    spoil(two_notebooks, LEFT["Colab"] | LEFT["widgets without their state"], of_colab)
+    assert_clean(two_notebooks)
+
+
+@on_notebooks
+def test_cells_are_plain(path):
+    "Ids that differ, and nothing beside source and outputs, such as a pasted picture."
+    cells = tool.load(path)["cells"]
+    ids = [c["id"] for c in cells]
+    assert len({*ids}) == len(ids) and all(re.fullmatch(r"[\w-]{1,64}", i, re.A) for i in ids)
+    kept = {"cell_type", "id", "metadata", "source", "execution_count", "outputs"}
+    none([f"cell {c['id']}: {c.keys() - kept}" for c in cells if c.keys() - kept])
+
+
+def test_outputs_that_only_a_kernel_can_show():
+    view = {"application/vnd.jupyter.widget-view+json": dict(model_id="9f"), "text/plain": "bar"}
+    output = dict(output_type="display_data", data=view, metadata={})
+    nb = dict(cells=[tool.make_cell("code", "one", "") | dict(outputs=[output])])
+    (fault,) = tool.output_faults(nb)
+    assert fault == "cell one: application/vnd.jupyter.widget-view+json is not shown everywhere"
+
+
+@pytest.mark.parametrize("value, text", [
+    ('\'a "memory"\'', 'a "memory"'), (r'"a \"memory\""', 'a "memory"'), ("it's", "it's"),
+    ("'it''s'", "it's"), ("p < 1: no", "p < 1: no"), ("true", "true"), ("", ""),
+])
+def test_options_of_cells_are_read_as_quarto_reads_them(value, text):
+    cell = tool.make_cell("code", "one", f"#| fig-alt: {value}\n#| echo: false\n1")
+    assert tool.directives(cell) == {"fig-alt": text, "echo": "false"}

@@ -2,7 +2,7 @@
 """Keep the notebooks, and everything that is made from them, in step.
 
     execute [NB ...]  run notebooks in place, each in a process of its own (default: all of them)
-    stamp             put the Colab badge and install cell into every chapter
+    stamp             make notebooks plain, with Colab badge and install cell in every chapter
     colab             write a clean copy of every chapter to tutorial_ipynbs/
     readme            write README.md, and its pictures in assets/, from nbs/index.ipynb
     sync              stamp, export and clean with nbdev, colab, readme
@@ -28,11 +28,15 @@ import traceback
 from configparser import ConfigParser
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parent.parent
 BADGE, INSTALL = "colab-badge", "colab-install"  # ids of the stamped cells
 COPIES, ASSETS = "tutorial_ipynbs", "assets"
 NBDEV_LINE = re.compile(r"\s*(from|import) nbdev\b|\s*(show_doc|nbdev_export)\(")
 DIRECTIVE = re.compile(r"\s*#\s*\|")
+KERNEL = dict(display_name="python3", language="python", name="python3")
+SHOWN = {"image/png", "image/svg+xml", "text/html", "text/latex", "text/markdown", "text/plain"}
 
 
 # Files and cells
@@ -81,10 +85,24 @@ def make_cell(kind, id, text):
     return cell | dict(execution_count=None, outputs=[]) if kind == "code" else cell
 
 
+def notebook(cells):
+    """A notebook of these cells that reads the same everywhere.
+
+    The state of widgets, the name of somebody's kernel and Colab's notes stay behind; ids that
+    Colab has moved into the metadata come back.
+    """
+    kept = lambda c: {k: v for k, v in c["metadata"].items() if k == "id"}
+    cells = [kept(c) | c | dict(metadata={}) for c in cells]
+    return dict(cells=cells, metadata=dict(kernelspec=KERNEL), nbformat=4, nbformat_minor=5)
+
+
 def directives(cell):
     "The `#| name: value` lines of a code cell, as a dict."
     pairs = re.findall(r"^\s*#\s*\|\s*([\w-]+):?[ \t]*(.*)$", source(cell), re.M)
-    return {name: value.strip().strip("\"'") for name, value in pairs}
+    return {
+        name: yaml.safe_load(value) if value[:1] in ("'", '"') else value.strip()
+        for name, value in pairs
+    }
 
 
 def code_of(cell):
@@ -165,6 +183,8 @@ def output_faults(nb):
             where, text = f"cell {cell['id']}", output_text(output)
             if output["output_type"] == "error":
                 faults.append(f"{where}: an error, {output.get('ename')}: {output.get('evalue')}")
+            for mime in output.get("data", {}).keys() - SHOWN:
+                faults.append(f"{where}: {mime} is not shown everywhere")
             if output.get("name") == "stderr":
                 faults.append(f"{where}: output on stderr: {text.strip()[:200]}")
             if found := re.search(r"\w{0,40}Warning\b", text):
@@ -250,7 +270,7 @@ def readdress(text, old, new):
 
 
 def stamp(root):
-    "Badge and install cell follow every chapter's title; other addresses follow the first badge."
+    "Plain notebooks; a badge and an install cell after every chapter's title; one address."
     cfg = settings(root)
     new, old = (cfg["user"], cfg["repo"]), None
     for path in notebooks(root):
@@ -262,10 +282,11 @@ def stamp(root):
             ]
         )
         nb = json.loads(readdress(text, old[0], new) if old and old[0] != new else text)
+        cells = notebook(nb["cells"])["cells"]
         if path in chapters(root):
-            cells = [c for c in nb["cells"] if c["id"] not in (BADGE, INSTALL)]
-            nb["cells"] = cells[:1] + stamped_cells(root, path.name) + cells[1:]
-        write(path, dump(nb))
+            cells = [c for c in cells if c.get("id") not in (BADGE, INSTALL)]
+            cells = cells[:1] + stamped_cells(root, path.name) + cells[1:]
+        write(path, dump(notebook(cells)))
 
 
 # Clean copies for Colab
@@ -287,9 +308,8 @@ def colab_cell(cell, root):
 def colab(root):
     "A clean copy of every chapter; copies of chapters that are gone are removed."
     for path in chapters(root):
-        nb = load(path)
-        cells = [c for c in (colab_cell(c, root) for c in nb["cells"]) if c]
-        write(root / COPIES / path.name, dump(nb | dict(cells=cells)))
+        cells = [c for c in (colab_cell(c, root) for c in load(path)["cells"]) if c]
+        write(root / COPIES / path.name, dump(notebook(cells)))
     for path in (root / COPIES).glob("*.ipynb"):
         if not (root / "nbs" / path.name).exists():
             path.unlink()
