@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 NB ?=
+PART ?=
 PORT ?= 8000
 
 BIN := $(VENV)/bin
@@ -12,7 +13,7 @@ DEV_ENV := $(VENV)/.dev
 MADE_FROM := settings.ini setup.py constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test colab check sync notebooks site serve dist clean
+.PHONY: help setup run test slow mutants colab check sync notebooks site serve dist clean
 
 help: ## list these targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | \
@@ -38,7 +39,16 @@ test: $(DEV_ENV) ## run every notebook and all tests
 	$(BIN)/ruff check
 	$(BIN)/python tools/notebooks.py check
 	$(BIN)/nbdev_test --n_workers 2 --timing
-	$(BIN)/python -m pytest -q tests --ignore tests/test_colab.py
+	$(BIN)/python -m pytest -q tests --ignore tests/test_colab.py --ignore tests/slow
+
+slow: export OMP_NUM_THREADS = 1
+slow: $(DEV_ENV) ## run the slow tests; a part of them with PART=test_load.py
+	$(BIN)/python -m pytest -q tests/slow/$(PART)
+
+mutants: export OMP_NUM_THREADS = 1
+mutants: $(DEV_ENV) ## put single faults into the package and see which of them the tests notice
+	$(BIN)/python tools/mutants.py --out $(VENV)/mutants.json
+	$(BIN)/python tests/slow/conftest.py $(VENV)/mutants.json
 
 colab: $(DEV_ENV) ## run every Colab copy from an empty folder, with Colab simulated
 	$(BIN)/python -m pytest -q tests/test_colab.py

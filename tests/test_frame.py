@@ -6,6 +6,7 @@ import inspect
 import io
 import re
 import shutil
+import sys
 import textwrap
 import tokenize
 from dataclasses import is_dataclass
@@ -442,6 +443,29 @@ def test_versions_agree():
     assert re.search(r"^version: (\S+)$", citation, re.M)[1] == CFG["version"]
 
 
+INSTALLED_AS = dict(sklearn="scikit-learn", PIL="pillow", yaml="pyyaml")
+on_folders = pytest.mark.parametrize(
+    "folders, fields",
+    [([PACKAGE], ["requirements"]), (["tests", "tools"], ["requirements", "dev_requirements"])],
+)
+
+
+@on_folders
+def test_every_import_is_a_requirement(folders, fields):
+    "Nothing is used that comes only because something else needs it today."
+    declared = {Requirement(o).name for field in fields for o in CFG[field].split()}
+    files = [p for folder in folders for p in (ROOT / folder).glob("*.py")]
+    names = set()
+    for node in [n for p in files for n in ast.walk(ast.parse(p.read_text("utf-8")))]:
+        if isinstance(node, ast.Import):
+            names |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            names.add(node.module)
+    own = {PACKAGE} | {p.stem for f in ("tests", "tools") for p in (ROOT / f).glob("*.py")}
+    others = {name.split(".")[0] for name in names} - own - sys.stdlib_module_names
+    none(sorted(o for o in others if INSTALLED_AS.get(o, o) not in declared))
+
+
 def test_setup_has_no_pkg_resources():
     assert "pkg_resources" not in (ROOT / "setup.py").read_text()
 
@@ -551,3 +575,49 @@ def test_outputs_that_only_a_kernel_can_show():
 def test_options_of_cells_are_read_as_quarto_reads_them(value, text):
     cell = tool.make_cell("code", "one", f"#| fig-alt: {value}\n#| echo: false\n1")
     assert tool.directives(cell) == {"fig-alt": text, "echo": "false"}
+
+
+# What the slow tests measure
+
+
+@pytest.fixture
+def gathering():
+    "What writes tests/README.md."
+    path = ROOT / "tests" / "slow" / "conftest.py"
+    spec = importlib.util.spec_from_file_location("gathering", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_run_replaces_its_own_lines(gathering, tmp_path):
+    readme = tmp_path / "README.md"
+    before = "# Tests\n\n| a | b |\n\n## Measured\n\nWritten by tests.\n"
+    readme.write_text(before)
+    gathering.record(dict(load=dict(peak="3 MB", growth="0.1 MB"), faults=dict(kills=50)), readme)
+    first = readme.read_text()
+    gathering.record(dict(load=dict(peak="4 | 5 MB")), readme)
+    line = f"| peak | 4 / 5 MB | {gathering.machine()} |"
+    assert readme.read_text() == first.replace(f"| peak | 3 MB | {gathering.machine()} |", line)
+    assert first.startswith(before + "\n### faults\n")
+    assert gathering.lines_of(first).keys() == {"faults", "load"}
+    gathering.record({}, readme)
+    assert line in readme.read_text()
+
+
+def test_report_of_the_mutants(gathering):
+    outcomes = dict(sde=["caught"] * 3 + ["survived"], core=["caught", "excused"])
+    faults = [dict(module=m, outcome=o) for m, all in outcomes.items() for o in all]
+    figures = gathering.of_mutants(dict(seconds=130, faults=faults))["mutants"]
+    assert figures["single faults caught, all modules"] == "4 of 5, 1 excused"
+    assert figures["single faults caught, core"] == "1 of 1, 1 excused"
+    assert figures["time"] == "2 minutes"
+
+
+def test_commands_for_tests_exist():
+    "Those that tests/README.md and the CI name."
+    targets = set(re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.M))
+    flows = [*(ROOT / ".github" / "workflows").glob("*.yml"), ROOT / ".ci" / "run"]
+    texts = [p.read_text("utf-8") for p in [ROOT / "tests" / "README.md", *flows]]
+    used = {name for text in texts for name in re.findall(r"\bmake ([a-z]+)\b(?! [a-z])", text)}
+    assert {"test", "slow", "mutants", "colab", "site"} <= used <= targets
