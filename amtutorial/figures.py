@@ -173,7 +173,7 @@ def animation_html(
     fps: int = 12, # frames a second
     first: int = 0, # frame that is shown until the player starts
 ) -> str: # HTML with the frames and the player inside
-    "A player for `anim` as one piece of HTML with all its frames, the same at every run."
+    "A player for `anim` as one piece of HTML, the same at every run."
     with TemporaryDirectory() as folder:
         page = Path(folder) / "player.html"
         anim.save(page, HTMLWriter(fps, embed_frames=True, embed_limit=np.inf))
