@@ -9,13 +9,15 @@ __all__ = ['cache_dir', 'write_in_one_step', 'cached']
 import hashlib
 import json
 import os
+from contextlib import nullcontext, suppress
+from glob import escape
 from importlib.resources import files
 from pathlib import Path
+from uuid import uuid4
 import platformdirs
 import torch
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from . import __version__
 
 # %% ../nbs/00_cache.ipynb #a50585cb
@@ -23,58 +25,110 @@ def cache_dir() -> Path: # the folder; it need not exist yet
     "Where trained networks are kept: `$AMTUTORIAL_CACHE`, or the user's cache folder."
     return Path(os.environ.get("AMTUTORIAL_CACHE") or platformdirs.user_cache_dir("amtutorial"))
 
+def _as_json(config, **how):
+    "Settings as text; numbers and arrays of NumPy and PyTorch count as plain ones."
+    return json.dumps(config, default=lambda value: value.tolist(), **how)
+
 def _key(config, modules):
     "A fingerprint of settings and modules: their source, or where there is none the version."
     paths = [files("amtutorial") / f"{name}.py" for name in modules]
     sources = [p.read_bytes() if p.is_file() else __version__.encode() for p in paths]
-    settings = json.dumps(config, sort_keys=True).encode()
+    settings = _as_json(config, sort_keys=True).encode()
     return hashlib.sha256(b"\0".join([settings, torch.__version__.encode(), *sources])).hexdigest()
 
 # %% ../nbs/00_cache.ipynb #05d8d72a
+_PATIENCE = 60 # seconds to wait for another process; a training takes some ten
+
+def _say(text):
+    "Print a line at once; if nobody listens any more, nothing happens."
+    with suppress(OSError, ValueError):
+        print(text, flush=True)
+
+def _holder(lock):
+    "Who holds a lock, where the system tells; Linux does."
+    with suppress(OSError):
+        file = f":{os.stat(lock).st_ino} "
+        for line in Path("/proc/locks").read_text().splitlines():
+            if file in line:
+                return f"process {line.split()[4]}"
+    return "another process"
+
 def _lock(path):
-    "The lock of a file; says so when another process holds it for more than a second."
-    path.parent.mkdir(parents=True, exist_ok=True)
+    "The lock of a file; or none, if there is none to be had, or its holder does not let go."
     lock = FileLock(path.with_suffix(".lock"))
     try:
-        return lock.acquire(timeout=1)
-    except Timeout:
-        print(f"Waiting for another process, which trains {path.stem}.")
-        return lock.acquire()
+        try:
+            return lock.acquire(timeout=1)
+        except Timeout:
+            who = _holder(lock.lock_file)
+            _say(f"Waiting for {who}, which trains {path.name}; "
+                 f"after {_PATIENCE} seconds it is trained here.")
+            return lock.acquire(timeout=_PATIENCE)
+    except Exception: # no space, no rights, no locks here, or time is up
+        return nullcontext()
 
+# %% ../nbs/00_cache.ipynb #cache1wr
 def write_in_one_step(
     path, # the file; its folder must exist
     data: bytes, # its contents
 ):
     "Write a file: others see all of it or nothing. Raises OSError, and leaves no part behind."
-    part = Path(path).with_suffix(f".{os.getpid()}.part")
+    path = Path(path)
+    part = path.with_suffix(f".{uuid4().hex}.part")
     try:
         part.write_bytes(data)
         os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
+    except FileNotFoundError: # another process wrote the same file meanwhile, and cleared up
+        if not path.exists():
+            raise
+    finally:
+        with suppress(OSError):
+            part.unlink()
+    for left in path.parent.glob(f"{escape(path.stem)}.*.part"): # of processes that were killed
+        with suppress(OSError):
+            left.unlink()
+
+# %% ../nbs/00_cache.ipynb #08a3befb
+def _contents(data):
+    "Metadata of a file of weights, and a sum over everything else in it."
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:start])
+    metadata = header.pop("__metadata__", {})
+    rest = json.dumps(header, sort_keys=True).encode() + data[start:]
+    return metadata, hashlib.sha256(rest).hexdigest()
 
 def _keep(path, key, model):
     "Write the weights of a model to `path` in one step, or say why not."
-    state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
     try:
-        write_in_one_step(path, save(state, {"key": key}))
-    except OSError as e:
-        print(f"The trained model could not be kept in {path.parent} ({e.strerror}).")
+        state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+        total = _contents(save(state))[1]
+        write_in_one_step(path, save(state, dict(key=key, sum=total)))
+    except Exception as e: # whatever it is, the model is there
+        why = getattr(e, "strerror", None) or e
+        _say(f"The cache {path.parent} cannot be used ({why}): trained, not kept.")
 
-# %% ../nbs/00_cache.ipynb #08a3befb
-def _load(path, key, model):
-    "The model with the weights in `path`, if they belong to `key`; raises ValueError if not."
+class _Unusable(Exception):
+    "Why a kept file is not used."
+
+def _load(path, key, new):
+    "The model kept in `path`, if it belongs to `key` and is whole; raises _Unusable if not."
     try:
-        with safe_open(path, "pt") as f:
-            if (f.metadata() or {}).get("key") != key:
-                raise ValueError("it holds another model")
-            state = {name: f.get_tensor(name) for name in f.keys()}
+        data = path.read_bytes() if path.is_file() else b"" # others, such as pipes, may block
+        metadata, total = _contents(data)
+        state = load(data)
+    except OSError as e:
+        raise _Unusable(f"it cannot be read ({e.strerror})") from e
+    except Exception as e: # it may hold anything
+        raise _Unusable("it is damaged") from e
+    if metadata.get("key") != key:
+        raise _Unusable("it holds another model")
+    if metadata.get("sum") != total:
+        raise _Unusable("it is damaged")
+    model = new()
+    try:
         model.load_state_dict(state)
-    except (SafetensorError, OSError) as e:
-        raise ValueError("it is damaged") from e
     except RuntimeError as e:
-        raise ValueError("its weights do not fit the network") from e
+        raise _Unusable("its weights do not fit the network") from e
     return model.eval()
 
 # %% ../nbs/00_cache.ipynb #62ca0032
@@ -86,20 +140,21 @@ def cached(
     train, # function without arguments that gives the trained one
 ) -> torch.nn.Module: # the trained network, in evaluation mode
     "A trained network from the cache, or trained now and kept. A cache that fails says why."
-    key = _key(config, modules)
-    path = cache_dir() / f"{name}-{key[:16]}.safetensors"
     try:
-        lock = _lock(path)
-    except (OSError, NotImplementedError) as e: # some file systems know no locks
-        why = getattr(e, "strerror", e)
-        print(f"The cache {path.parent} cannot be used ({why}): trained, not kept.")
+        key = _key(config, modules)
+        path = cache_dir() / f"{name}-{key[:16]}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except Exception as e: # no home, no space, settings that JSON cannot write
+        _say(f"There is no cache ({e}): trained, not kept.")
         return train()
-    with lock:
-        if path.exists():
-            try:
-                return _load(path, key, new())
-            except ValueError as e:
-                print(f"The cached model {path.name} is not used, because {e}: training it again.")
+    with suppress(_Unusable):
+        return _load(path, key, new)
+    with _lock(path):
+        try:
+            return _load(path, key, new) # perhaps it was trained while we waited
+        except _Unusable as why:
+            if os.path.lexists(path):
+                _say(f"The cached model {path.name} is not used, because {why}: training it again.")
         model = train()
         _keep(path, key, model)
     return model

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import stat
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
@@ -22,7 +24,7 @@ from safetensors.torch import save
 
 import amtutorial
 from amtutorial import cache, training
-from amtutorial.cache import cache_dir, cached
+from amtutorial.cache import cache_dir, cached, write_in_one_step
 from amtutorial.data import circle_patterns
 from amtutorial.training import trained_model
 
@@ -128,9 +130,23 @@ def test_a_model_read_is_the_model_trained(folder):
     assert all(p.requires_grad for p in second.parameters())
 
 
-def test_waiting_is_said(folder, trainer, capsys):
+def where_it_will_be(folder, trainer):
+    "The path of a model that is not kept yet."
     trainer.ask()
     path = kept(folder)
+    path.unlink()
+    trainer.count = 0
+    return path
+
+
+def waiting_line(who, path, patience=60):
+    who = f"process {who}" if Path("/proc/locks").exists() else "another process"
+    then = f"after {patience} seconds it is trained here"
+    return f"Waiting for {who}, which trains {path.name}; {then}.\n"
+
+
+def test_waiting_is_said(folder, trainer, capsys):
+    path = where_it_will_be(folder, trainer)
     with FileLock(path.with_suffix(".lock")):
         waiting = threading.Thread(target=trainer.ask)
         waiting.start()
@@ -138,8 +154,41 @@ def test_waiting_is_said(folder, trainer, capsys):
         said = capsys.readouterr().out
         assert waiting.is_alive()
     waiting.join(10)
-    assert said == f"Waiting for another process, which trains {path.stem}.\n"
-    assert trainer.count == 1 and not waiting.is_alive()
+    assert said == waiting_line(os.getpid(), path)
+    assert trainer.count == 1 and not waiting.is_alive() and kept(folder) == path
+
+
+def test_nobody_waits_to_read(folder, trainer, capsys):
+    trainer.ask()
+    with FileLock(kept(folder).with_suffix(".lock")):
+        trainer.ask()
+    assert trainer.count == 1 and capsys.readouterr().out == ""
+
+
+HOLD = """
+import sys, time
+from filelock import FileLock
+with FileLock(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs processes as Unix has them")
+def test_the_holder_of_the_lock_is_stopped(folder, trainer, monkeypatch, capsys):
+    "We hear of it, and train for ourselves when time is up; then nobody waits any more."
+    path = where_it_will_be(folder, trainer)
+    monkeypatch.setattr(cache, "_PATIENCE", 1)
+    command = [sys.executable, "-c", HOLD, str(path.with_suffix(".lock"))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout.readline() == "held\n"
+            holder.send_signal(signal.SIGSTOP)
+            model = trainer.ask()
+            assert capsys.readouterr().out == waiting_line(holder.pid, path, 1)
+            assert trainer.count == 1 and equal(model, trainer.ask()) and trainer.count == 1
+        finally:
+            holder.kill()
 
 
 def test_a_training_that_fails_leaves_nothing(folder, trainer):
@@ -176,6 +225,19 @@ def test_settings_are_in_the_key(folder, trainer):
     trainer.ask(dict(x=1, y=2))
     trainer.ask(dict(y=2, x=1))  # their order is not
     assert trainer.count == 6
+
+
+def test_numbers_of_numpy_and_pytorch_are_in_the_key(folder, trainer):
+    trainer.ask(dict(n=2, x=0.5, yes=True, a=[1, 2]))
+    for of in np.int64, np.uint8, torch.tensor, np.array:
+        trainer.ask(dict(n=of(2), x=np.float32(0.5), yes=np.bool_(True), a=np.array([1, 2])))
+        trainer.ask(dict(n=2, x=torch.tensor(0.5), yes=True, a=torch.tensor([1, 2])))
+    assert trainer.count == 1
+    trainer.ask(dict(n=np.int64(3), x=0.5, yes=True, a=[1, 2]))
+    assert trainer.count == 2
+    for n in 2, np.int64(2), np.array(2), torch.tensor(2):
+        trained_model(circle_patterns(2), iterations=n, seed=np.int64(3), device="cpu")
+    assert len(list(folder.glob("K2-*.safetensors"))) == 1
 
 
 def test_pytorch_is_in_the_key(folder, trainer, monkeypatch):
@@ -274,13 +336,43 @@ def test_foreign_files_are_reported_and_replaced(folder, trainer, kind, capsys):
     check_replaced(folder, trainer, *FOREIGN[kind], capsys)
 
 
-@pytest.mark.parametrize("share", [0.02, 0.5, 0.99])
-def test_cut_files_are_reported_and_replaced(folder, trainer, share, capsys):
-    def cut(path):
-        content = path.read_bytes()
-        return content[: int(share * len(content))]
+def cut(data):
+    return data[: len(data) // 2]
 
-    check_replaced(folder, trainer, cut, "it is damaged", capsys)
+
+def flip(data):
+    "The last bit of the last weight."
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+@pytest.mark.parametrize("harm", [cut, flip])
+def test_harmed_files_are_reported_and_replaced(folder, trainer, harm, capsys):
+    harmed = lambda path: harm(path.read_bytes())
+    check_replaced(folder, trainer, harmed, "it is damaged", capsys)
+
+
+def used(path, key, data):
+    "Whether a file with these bytes is taken for the model."
+    path.write_bytes(data)
+    try:
+        return cache._load(path, key, lambda: torch.nn.Linear(2, 3)) is not None
+    except cache._Unusable:
+        return False
+
+
+def test_no_harm_goes_unnoticed(folder, trainer):
+    "Cut at every byte, longer by some, every single bit flipped, in header and weights."
+    trainer.ask()
+    path = kept(folder)
+    good = path.read_bytes()
+    with safe_open(path, "pt") as f:
+        key = f.metadata()["key"]
+    bits = [bytes([good[i] ^ 1 << b]) for i in range(len(good)) for b in range(8)]
+    flipped = [good[: i // 8] + bit + good[i // 8 + 1 :] for i, bit in enumerate(bits)]
+    cuts = [good[:n] for n in range(len(good))]
+    longer = [good + b"\0", good + b"\0" * 8, good + good]
+    assert not any(used(path, key, data) for data in [*cuts, *longer, *flipped])
+    assert used(path, key, good) and len(flipped) > 1000
 
 
 @pytest.mark.parametrize(
@@ -291,7 +383,7 @@ def test_cut_files_are_reported_and_replaced(folder, trainer, share, capsys):
 def test_weights_that_do_not_fit(folder, trainer, state, capsys):
     def right_key(path):
         with safe_open(path, "pt") as f:
-            return save(state, f.metadata())
+            return save(state, f.metadata() | dict(sum=cache._contents(save(state))[1]))
 
     check_replaced(folder, trainer, right_key, "its weights do not fit the network", capsys)
 
@@ -316,7 +408,8 @@ def test_the_file_holds_numbers_and_a_key(folder):
     trained_model(circle_patterns(2), **TINY)
     path = kept(folder)
     with safe_open(path, "pt") as f:
-        assert list(f.metadata()) == ["key"] and f.metadata()["key"].startswith(path.stem[3:])
+        metadata = f.metadata()
+    assert metadata.keys() == {"key", "sum"} and metadata["key"].startswith(path.stem[3:])
     header = path.read_bytes()
     size = int.from_bytes(header[:8], "little")
     assert "output.bias" in json.loads(header[8 : 8 + size])
@@ -340,20 +433,96 @@ def test_without_cache_the_disk_is_left_alone(folder):
     assert not folder.exists()
 
 
-def test_a_file_where_the_folder_should_be(folder, trainer, capsys):
-    folder.write_text("mine")
-    model = trainer.ask()
-    assert isinstance(model, torch.nn.Linear) and trainer.count == 1
+def check_not_kept(trainer, why, capsys, **asked):
+    "The model is given out, and one line says why it is not kept."
+    trainer.count = 0
+    assert isinstance(trainer.ask(**asked), torch.nn.Linear) and trainer.count == 1
     said = capsys.readouterr().out
-    assert said == f"The cache {folder} cannot be used (File exists): trained, not kept.\n"
-    assert folder.read_text() == "mine"
+    assert f"{why}" in said and said.endswith("): trained, not kept.\n") and said.count("\n") == 1
 
 
-def test_a_folder_below_a_file(folder, trainer, monkeypatch, capsys):
+def raises(error):
+    def fail(*args, **kwargs):
+        raise error
+
+    return fail
+
+
+def a_file(folder):
     folder.write_text("mine")
-    monkeypatch.setenv("AMTUTORIAL_CACHE", str(folder / "below"))
-    trainer.ask()
-    assert "cannot be used (Not a directory): trained, not kept." in capsys.readouterr().out
+
+
+def below_a_file(folder):
+    folder.parent.rmdir()
+    folder.parent.write_text("mine")
+
+
+def a_link_to_nothing(folder):
+    folder.symlink_to(folder / "x")
+
+
+PLACES = {a_file: "File exists", below_a_file: "Not a directory", a_link_to_nothing: "File exists"}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_no_folder(place, trainer, monkeypatch, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    folder = tmp_path / "in" / "kept"
+    monkeypatch.setenv("AMTUTORIAL_CACHE", str(folder))
+    place(folder)
+    before = {p: p.lstat().st_mtime_ns for p in tmp_path.rglob("*")}
+    check_not_kept(trainer, PLACES[place], capsys)
+    assert {p: p.lstat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+NO_SPACE = OSError(28, "No space left on device")
+
+@pytest.mark.parametrize("where, name", [(Path, "mkdir"), (Path, "write_bytes"), (os, "replace")])
+def test_a_full_disk(folder, trainer, where, name, monkeypatch, capsys):
+    "Nothing half-written stays."
+    real = getattr(where, name)
+
+    def full(path, *args, **kwargs):
+        if name == "write_bytes":
+            real(path, args[0][:10])
+        raise NO_SPACE
+
+    monkeypatch.setattr(where, name, full)
+    check_not_kept(trainer, "No space left on device", capsys)
+    assert not folder.exists() or [p.suffix for p in folder.iterdir()] == [".lock"]
+
+
+def test_no_home(trainer, monkeypatch, capsys):
+    monkeypatch.delenv("AMTUTORIAL_CACHE", raising=False)
+    error = RuntimeError("Could not determine home directory.")
+    monkeypatch.setattr(cache.platformdirs, "user_cache_dir", raises(error))
+    check_not_kept(trainer, error, capsys)
+    monkeypatch.setattr(cache, "files", raises(OSError(5, "no module here")))
+    check_not_kept(trainer, "[Errno 5] no module here", capsys)
+
+
+def test_settings_that_json_cannot_write(folder, trainer, capsys):
+    round = []
+    round.append(round)
+    for bad in dict(a={1, 2}), dict(a=round), {1: 2, "b": 3}, dict(a=object()), {(1, 2): 3}:
+        trainer.ask(bad)
+        assert capsys.readouterr().out.endswith("): trained, not kept.\n")
+    assert trainer.count == 5 and not folder.exists()
+
+
+def test_names_that_no_file_can_have(folder, trainer, capsys):
+    check_not_kept(trainer, "File name too long", capsys, name="x" * 300)
+    check_not_kept(trainer, "embedded null byte", capsys, name="x\0")
+    assert not list(folder.iterdir())
+
+
+def test_weights_that_cannot_be_written(folder, trainer, capsys):
+    "Two names of one tensor."
+    one = torch.nn.Linear(2, 2)
+    both = torch.nn.ModuleList([one, one])
+    assert cached("tied", {}, ["core"], trainer.new, lambda: both) is both
+    assert capsys.readouterr().out.endswith("trained, not kept.\n")
+    assert [p.suffix for p in folder.iterdir()] == [".lock"]
 
 
 @pytest.fixture
@@ -367,71 +536,145 @@ def read_only(monkeypatch):
 
 
 class Nobody:
-    "Within, a user without rights."
+    "Within, a user without rights, for whom the folder has these."
 
-    def __init__(self, place):
-        self.place = place
+    def __init__(self, place, rights=0o555):
+        self.place, self.rights = place, rights
 
     def __enter__(self):
-        self.place.chmod(0o555)
+        self.place.chmod(self.rights)
         self.root = os.geteuid() == 0
         if self.root:
             os.seteuid(65534)
+        assert not os.access(self.place, os.W_OK, effective_ids=True)
 
     def __exit__(self, *_):
         if self.root:
             os.seteuid(0)
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs users and rights as Unix has them")
-@pytest.mark.parametrize("filled", [False, True], ids=["empty", "with a model"])
-def test_a_read_only_folder(read_only, trainer, filled, capsys):
-    if filled:
-        trainer.ask()
+needs_users = pytest.mark.skipif(
+    not hasattr(os, "geteuid"), reason="needs users and rights as Unix has them")
+
+
+@needs_users
+@pytest.mark.parametrize("rights", [0o555, 0o444, 0])
+def test_an_empty_folder_of_somebody_else(read_only, trainer, rights, capsys):
+    "Not to be written; not even to be entered; not to be looked at."
+    with Nobody(read_only, rights):
+        check_not_kept(trainer, "Permission denied", capsys)
+    assert not list(read_only.iterdir())
+
+
+@needs_users
+def test_models_of_somebody_else(read_only, trainer, capsys):
+    "What may be read is read, not trained again; what may not is trained."
+    first = trainer.ask()
+    path = kept(read_only)
     before = sorted(read_only.iterdir())
     with Nobody(read_only):
-        assert not os.access(read_only, os.W_OK, effective_ids=True)
-        model = trainer.ask()
-    assert isinstance(model, torch.nn.Linear) and trainer.count == 1 + filled
-    said = capsys.readouterr().out
-    assert said.startswith(f"The cache {read_only} cannot be used (Permission denied)")
-    assert said.count("\n") == 1 and sorted(read_only.iterdir()) == before
-
-
-def test_a_disk_without_locks(folder, trainer, monkeypatch, capsys):
-    def no_locks(self, *args, **kwargs):
-        raise NotImplementedError("no flock here")
-
-    monkeypatch.setattr(cache.FileLock, "acquire", no_locks)
-    trainer.ask()
-    assert "cannot be used (no flock here): trained, not kept." in capsys.readouterr().out
-
-
-def test_a_full_disk(folder, trainer, monkeypatch, capsys):
-    "The model is given out; nothing half-written stays."
-
-    def full(self, content):
-        with open(self, "wb") as f:
-            f.write(content[:10])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    model = trainer.ask()
-    assert isinstance(model, torch.nn.Linear) and trainer.count == 1
-    said = capsys.readouterr().out
-    assert said == f"The trained model could not be kept in {folder} (No space left on device).\n"
-    assert [p.suffix for p in folder.iterdir()] == [".lock"]
-
-
-def test_a_folder_where_the_file_should_be(folder, trainer, capsys):
-    trainer.ask()
-    path = kept(folder)
-    path.unlink()
-    path.mkdir()
-    assert isinstance(trainer.ask(), torch.nn.Linear)
+        assert equal(trainer.ask(), first) and trainer.count == 1
+    assert capsys.readouterr().out == "" and sorted(read_only.iterdir()) == before
+    path.write_bytes(b"")
+    path.chmod(0o444)
+    with Nobody(read_only):
+        trainer.ask()
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 2 and "it is damaged" in said[0] and "could not be kept" in said[1]
-    assert {p.suffix for p in folder.iterdir()} == {".safetensors", ".lock"}
+    assert len(said) == 2 and "it is damaged" in said[0] and "Permission denied" in said[1]
+    path.chmod(0)
+    with Nobody(read_only):
+        trainer.ask()
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2 and "it cannot be read (Permission denied)" in said[0]
+    assert trainer.count == 3 and sorted(read_only.iterdir()) == before
+
+
+LOCKS = [NotImplementedError("no flock here"), OSError(37, "No locks available"), NO_SPACE]
+
+
+@pytest.mark.parametrize("error", LOCKS, ids=str)
+def test_without_locks(folder, trainer, error, monkeypatch, capsys):
+    "Two may then train the same; what is kept is whole all the same."
+    monkeypatch.setattr(cache.FileLock, "acquire", raises(error))
+    first = trainer.ask()
+    assert equal(trainer.ask(), first) and trainer.count == 1 and kept(folder)
+    assert capsys.readouterr().out == ""
+
+
+def make_folder(path):
+    path.mkdir()
+
+
+def make_pipe(path):
+    os.mkfifo(path)
+
+
+def make_link(path):
+    path.symlink_to(path.with_name("nothing.lock"))
+
+
+SHAPES = [make_folder, make_link] + [make_pipe] * hasattr(os, "mkfifo")
+
+
+@pytest.mark.parametrize("make", SHAPES)
+def test_what_is_no_file(folder, trainer, make, capsys):
+    "In the place of the lock it does no harm; in the model's it is told, and nobody hangs."
+    path = where_it_will_be(folder, trainer)
+    path.with_suffix(".lock").unlink()
+    make(path.with_suffix(".lock"))
+    trainer.ask()
+    assert trainer.count == 1 and capsys.readouterr().out == ""
+    path.unlink()
+    make(path)
+    trainer.ask()
+    said = capsys.readouterr().out.splitlines()
+    assert trainer.count == 2 and "it is damaged: training it again." in said[0]
+    if make is make_folder:
+        assert len(said) == 2 and "(Is a directory): trained, not kept." in said[1]
+    else:
+        assert len(said) == 1 and trainer.ask() and trainer.count == 2  # replaced
+    assert not list(folder.glob("*.part"))
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), ValueError("closed")])
+def test_nobody_listens(folder, trainer, error, monkeypatch):
+    folder.write_text("mine")
+    monkeypatch.setattr("builtins.print", raises(error))
+    assert isinstance(trainer.ask(), torch.nn.Linear)
+
+
+# Files written in one step
+
+
+def test_parts_of_killed_processes_are_cleared_away(tmp_path):
+    "Those of the same file, once it is there; not those of others, and nothing else."
+    path = tmp_path / "a[1].json"
+    names = "a[1].0f.part", "a[1].x.part", "b.0f.part", "a1.0f.part", "a[1].json.bak"
+    for name in names:
+        (tmp_path / name).touch()
+    write_in_one_step(path, b"1")
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, *names[2:]}
+
+
+def test_two_write_the_same_file(tmp_path, monkeypatch):
+    "The first clears the part of the second away; then the file is there."
+    path, real = tmp_path / "a.json", os.replace
+    other = lambda: (monkeypatch.setattr(os, "replace", real), write_in_one_step(path, b"1"))
+    monkeypatch.setattr(os, "replace", lambda *ends: (other(), real(*ends)))
+    write_in_one_step(path, b"2")
+    assert path.read_bytes() == b"1" and list(tmp_path.iterdir()) == [path]
+
+
+def test_writing_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    path.write_bytes(b"old")
+    for error in NO_SPACE, KeyboardInterrupt():
+        monkeypatch.setattr(os, "replace", raises(error))
+        with pytest.raises(type(error)):
+            write_in_one_step(path, b"new")
+        assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(FileNotFoundError):
+        write_in_one_step(tmp_path / "none" / "a.json", b"new")
 
 
 def test_nothing_is_hidden(folder, trainer):
