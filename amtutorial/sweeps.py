@@ -10,6 +10,7 @@ __all__ = ['BEHIND', 'run_pieces', 'keep_table']
 import ast
 import inspect
 import json
+import marshal
 import os
 import platform
 import textwrap
@@ -20,14 +21,19 @@ import torch
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 from . import __version__
-from .cache import _key, write_in_one_step
+from .cache import _as_json, _key, write_in_one_step
 from .core import check_count, one_thread
 
 # %% ../nbs/00_sweeps.ipynb #swp00src
 def _source(f, seen=()):
     "Source of a function, its constants, and the functions of its own module that it names."
-    text, seen = inspect.getsource(f), [*seen, f]
-    names = {n.id for n in ast.walk(ast.parse(textwrap.dedent(text))) if isinstance(n, ast.Name)}
+    seen = [*seen, f]
+    try:
+        text = inspect.getsource(f)
+        tree = ast.walk(ast.parse(textwrap.dedent(text)))
+        names = {n.id for n in tree if isinstance(n, ast.Name)}
+    except OSError: # compiled files alone
+        text, names = marshal.dumps(f.__code__, 2).hex(), set(f.__code__.co_names)
     used = [(name, f.__globals__[name]) for name in sorted(names & f.__globals__.keys())]
     plain = bool, int, float, str, tuple, list, dict, np.ndarray
     text += repr([(name, value) for name, value in used if type(value) in plain])
@@ -36,10 +42,18 @@ def _source(f, seen=()):
 
 BEHIND = "core", "data", "sde", "sampling", "scorenet", "training", "likelihood" # every piece
 
+def _read(path):
+    "A finished piece; None if it is not there, or not whole."
+    try:
+        piece = json.loads(path.read_bytes()) if path.is_file() else {}
+        return dict(settings=piece["settings"], numbers=piece["numbers"])
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return None
+
 def _keep(path, result):
     "Write a piece, all of it or nothing; on a machine that does not see the folder, nothing."
-    if path.parent.is_dir() and not path.exists():
-        write_in_one_step(path, json.dumps(result).encode())
+    if path.parent.is_dir() and _read(path) is None:
+        write_in_one_step(path, _as_json(result).encode())
 
 def _finish(piece, setting, path):
     "Compute one piece on one thread, wherever joblib wants it, and keep it."
@@ -67,14 +81,16 @@ def run_pieces(
     where.mkdir(parents=True, exist_ok=True)
     code = piece.__name__, _source(piece)
     paths = [where / f"{code[0]}-{_key([code, s], BEHIND)[:20]}.json" for s in settings]
-    missing = {path: s for path, s in zip(paths, settings) if not path.exists()}
+    found = {path: _read(path) for path in paths}
+    missing = {path: s for path, s in zip(paths, settings) if found[path] is None}
+    total, done = len(found), len(found) - len(missing)
     work = [delayed(_finish)(piece, s, path) for path, s in missing.items()]
-    total = len(set(paths))
     with patch.dict(os.environ, TQDM_DISABLE="1"): # one bar is enough
-        done = _parallel(jobs)(work)
-        for path, result in tqdm(done, "pieces", total, initial=total - len(work), delay=1):
+        results = _parallel(jobs)(work)
+        for path, result in tqdm(results, "pieces", total, initial=done, delay=1):
             _keep(path, result)
-    return [json.loads(path.read_text()) for path in paths]
+            found[path] = json.loads(_as_json(result))
+    return [found[path] for path in paths]
 
 # %% ../nbs/00_sweeps.ipynb #swp00kep
 def keep_table(
@@ -86,6 +102,6 @@ def keep_table(
     python = platform.python_version()
     versions = dict(amtutorial=__version__, torch=torch.__version__, python=python)
     table = dict(config=config, versions=versions, pieces=pieces)
-    text = json.dumps(table).replace('{"settings"', '\n{"settings"') + "\n"
+    text = _as_json(table).replace('{"settings"', '\n{"settings"') + "\n"
     write_in_one_step(path, text.encode())
     return table

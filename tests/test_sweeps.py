@@ -1,6 +1,15 @@
 """The engine of sweeps: pieces are computed once, kept as they finish, and told apart by code."""
+import compileall
+import json
+import os
+import shutil
+import subprocess
+import sys
 from collections import deque
+from pathlib import Path
+import numpy as np
 import pytest
+import torch
 from amtutorial import sweeps
 from amtutorial.sweeps import run_pieces
 from amtutorial.transition import WIDTHS, circle_piece
@@ -51,3 +60,68 @@ def test_other_settings_and_other_code_are_other_pieces(tmp_path, monkeypatch):
     source = sweeps._source(circle_piece)
     assert all(f"def {name}(" in source for name in ("circle_recall", "_gaps", "covered_share"))
     assert str(WIDTHS) in source and "def sweep" not in source
+
+def test_a_piece_that_is_not_whole_is_computed_again(tmp_path):
+    "Cut at every byte; empty; something else; a pipe, which must not be waited for."
+    CALLS.clear()
+    good = run_pieces(doubled, [dict(n=1)], tmp_path, 1)
+    (path,) = (tmp_path / "pieces").iterdir()
+    data = path.read_bytes()
+    bad = [data[:n] for n in range(len(data))] + [b"null", b"{}", b"[1]", b"\0" * 99, b"[" * 10**5]
+    for i, text in enumerate(bad, 2):
+        path.write_bytes(text)
+        assert run_pieces(doubled, [dict(n=1)], tmp_path, 1) == good and len(CALLS) == i
+        assert path.read_bytes() == data
+    path.unlink()
+    os.mkfifo(path)
+    assert run_pieces(doubled, [dict(n=1)], tmp_path, 1) == good and path.read_bytes() == data
+    assert list((tmp_path / "pieces").iterdir()) == [path]
+
+def test_numbers_of_numpy_and_pytorch(tmp_path):
+    "In settings and results; what is computed, and what is read later, are the same."
+    def piece(n, a):
+        CALLS.append(n)
+        yes, many = np.bool_(True), np.arange(2)
+        return dict(whole=np.int64(n), half=torch.tensor(0.5), many=many, yes=yes)
+    CALLS.clear()
+    wanted = dict(whole=2, half=0.5, many=[0, 1], yes=True)
+    for n, a in (2, [1]), (np.int64(2), np.array([1])), (2, torch.tensor([1])):
+        (found,) = run_pieces(piece, [dict(n=n, a=a)], tmp_path, 1)
+        assert found == dict(settings=dict(n=2, a=[1]), numbers=wanted) and len(CALLS) == 1
+    table = sweeps.keep_table(dict(n=np.int64(2)), [found], tmp_path / "metrics.json")
+    assert json.loads((tmp_path / "metrics.json").read_text())["pieces"] == table["pieces"]
+
+def test_a_full_disk_loses_nothing_that_was_finished(tmp_path, monkeypatch):
+    "It is told, and nothing half-written stays."
+    CALLS.clear()
+    run_pieces(doubled, [dict(n=1)], tmp_path, 1)
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+    with monkeypatch.context() as m, pytest.raises(OSError, match="No space left"):
+        m.setattr(Path, "write_bytes", full)
+        run_pieces(doubled, [dict(n=1), dict(n=2)], tmp_path, 1)
+    assert numbers(run_pieces(doubled, [dict(n=1), dict(n=2)], tmp_path, 1)) == [2, 4]
+    assert list(CALLS) == [1, 2, 2] and len(list((tmp_path / "pieces").iterdir())) == 2
+
+def test_without_any_source(tmp_path):
+    "A package of compiled files alone: the same code has the same name, in every process."
+    package = tmp_path / "amtutorial"
+    shutil.copytree(Path(sweeps.__file__).parent, package)
+    assert compileall.compile_dir(package, legacy=True, quiet=1)
+    for source in package.glob("*.py"):
+        source.unlink()
+    script = """
+from amtutorial import sweeps, transition
+from amtutorial.sweeps import _source, run_pieces
+print(sweeps.__file__, _source(transition.circle_piece))
+print(run_pieces(transition.covered_share, [dict(patterns=[[1., 0.]])], "out", 1))
+"""
+    said = []
+    for seed in "12":
+        env = os.environ | dict(PYTHONHASHSEED=seed)
+        command, how = [sys.executable, "-c", script], dict(capture_output=True, text=True)
+        done = subprocess.run(command, env=env, cwd=tmp_path, **how)
+        assert not done.returncode, done.stderr
+        said.append(done.stdout)
+    assert said[0] == said[1] and said[0].startswith(str(package))
+    assert len(list((tmp_path / "out" / "pieces").iterdir())) == 1
