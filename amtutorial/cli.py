@@ -7,6 +7,7 @@ __all__ = ['SWEEPS', 'parser', 'sweep_parser', 'main']
 
 # %% ../nbs/cli.ipynb #c37451ec
 import argparse
+import gc
 import os
 import sys
 import time
@@ -155,8 +156,11 @@ def _kept(sweep, args, began):
         return f"finished pieces, kept in {pieces}: {n:,}; the same command goes on from there"
     if args.no_cache or cache is None:
         return "nothing was kept"
-    folder = cache.cache_dir()
-    n = sum(path.stat().st_mtime >= began for path in folder.glob("K*.safetensors"))
+    try:
+        folder = cache.cache_dir()
+        n = sum(path.stat().st_mtime >= began for path in folder.glob("K*.safetensors"))
+    except (OSError, RuntimeError): # no folder to look into, or no home
+        return "nothing was kept"
     return f"networks trained to the end, kept in {folder}: {n}"
 
 # %% ../nbs/cli.ipynb #climain1
@@ -182,4 +186,6 @@ def main(
     except OSError as e:
         return _say(e, 1)
     except KeyboardInterrupt:
+        if argv is None:
+            gc.freeze() # Python then ends at once: it looks through no object of PyTorch once more
         return _say(f"stopped; {_kept(sweep, args, began)}", 130)

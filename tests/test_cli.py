@@ -1,4 +1,5 @@
 """The command: what it answers, what it writes, and how it says no."""
+import gc
 import importlib
 import inspect
 import json
@@ -12,7 +13,7 @@ import pytest
 from distributed import LocalCluster
 from joblib.parallel import get_active_backend
 
-from amtutorial import experiment, sweeps
+from amtutorial import cache, experiment, sweeps
 from amtutorial.cli import main, parser
 
 FAST = "--quick --iterations 5 --no-cache --device cpu".split()
@@ -196,3 +197,25 @@ def test_a_sweep_goes_on_where_it_was_and_on_a_cluster(tmp_path):
     assert first.items() < later.items() and len(later) == len(first) + 1
     table = json.loads((tmp_path / "metrics.json").read_text())
     assert [p["settings"]["steps"] for p in table["pieces"]] == [0, 3, 5]
+
+
+def stop(*args, **kwargs):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no home"), PermissionError(13, "Denied")])
+def test_ctrl_c_where_there_is_no_cache(error, tmp_path, monkeypatch, capsys):
+    def fail():
+        raise error
+
+    monkeypatch.setattr(cache, "cache_dir", fail)
+    monkeypatch.setattr(experiment, "run_experiment", stop)
+    assert main(["--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "amtutorial: stopped; nothing was kept\n"
+
+
+def test_ctrl_c_in_a_notebook_leaves_its_objects_alone(tmp_path, monkeypatch):
+    "Frozen objects are never collected; a process of our own may freeze them, it ends."
+    monkeypatch.setattr(experiment, "run_experiment", stop)
+    before = gc.get_freeze_count()
+    assert main(["--out", str(tmp_path)]) == 130 and gc.get_freeze_count() == before
