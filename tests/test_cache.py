@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -641,6 +642,20 @@ def test_nobody_listens(folder, trainer, error, monkeypatch):
     folder.write_text("mine")
     monkeypatch.setattr("builtins.print", raises(error))
     assert isinstance(trainer.ask(), torch.nn.Linear)
+
+
+def test_lines_are_said_at_once(tmp_path):
+    "Also where output is collected first, as in files and pipes."
+    with open(tmp_path / "log", "w") as f, redirect_stdout(f):
+        cache._say("Waiting.")
+        assert (tmp_path / "log").read_text() == "Waiting.\n"
+
+
+def test_a_system_that_does_not_tell_who_holds_a_lock(tmp_path, monkeypatch):
+    with FileLock(tmp_path / "lock"):
+        monkeypatch.setattr(Path, "read_text", raises(FileNotFoundError(2, "no /proc")))
+        assert cache._holder(tmp_path / "lock") == "another process"
+    assert cache._holder(tmp_path / "nothing") == "another process"
 
 
 # Files written in one step
