@@ -8,7 +8,8 @@ import torch
 from helpers import ROOT, refused
 from sklearn.datasets import load_digits
 from amtutorial.digits import (
-    DELTAS, RECIPES, SIGMA, SIZES, STEPS, _plan, classify_samples, copying_report, denoising_error,
+    DELTAS, RECIPES, SIGMA, SIZES, STEPS, Classes, _measures, _plan, by_point, classify_samples,
+    copying_report, denoising_error, draw_digits, format_digits,
     digit_images, digit_piece, nearest_images, sample_digits, sweep, train_digits)
 from amtutorial.sde import marginal_score
 
@@ -254,3 +255,81 @@ def test_the_table_of_the_repository():
         assert (np.diff(shares[0]) >= 0).all(), where # the more is near, the wider the threshold
         if where["recipe"] == "exact":
             assert shares[0, DELTAS.index(1.)] > 0.99
+
+# A table made by hand, and every setting off its default
+
+def measured(recipe, K, steps, memorized, spurious):
+    "A piece with these shares at the threshold 1, and others at the others."
+    at_one = lambda share: [share if delta == 1 else 0.5 for delta in DELTAS]
+    numbers = dict(memorized=at_one(memorized), spurious=at_one(spurious))
+    return dict(settings=dict(recipe=recipe, K=K, steps=steps, seed=0), numbers=numbers)
+
+@pytest.fixture
+def table():
+    "Two seeds of the first recipe at each point, and one of another recipe."
+    pieces, config = [], dict(sizes=[16, 64, 256], steps=[30, 125])
+    for i, K in enumerate(config["sizes"]):
+        for j, n in enumerate(config["steps"]):
+            m, a = 0.1 * i + 0.2 * j, 0.05 + 0.01 * i
+            pieces += [measured("cycle", K, n, m + e, a - e) for e in (-0.04, 0.04)]
+            pieces.append(measured("steady", K, n, 0.9, 0.05))
+    return dict(config=config, pieces=pieces)
+
+def test_shares_of_a_known_table(table):
+    row = by_point(table)["cycle", 64, 125][0]
+    assert row["memorized"] == pytest.approx(0.26) and row["spurious"] == pytest.approx(0.1)
+    assert row["generalized"] == pytest.approx(1 - 0.26 - 0.1)
+    lines = [line.split() for line in format_digits(table).splitlines()]
+    assert lines[0][-2:] == ["30", "125"] and [line[0] for line in lines[1:]] == ["16", "64", "256"]
+    assert lines[3][1:] == "0.20 / 0.07 0.40 / 0.07".split()
+
+def test_the_figure_shows_each_class_where_it_belongs(table):
+    axs = draw_digits(table).axes
+    for i, ax in enumerate(axs[:3]):
+        (image,) = ax.images
+        memorized = np.array([[0., 0.1, 0.2], [0.2, 0.3, 0.4]])
+        spurious = np.array([[0.05, 0.06, 0.07]] * 2)
+        shares = memorized, spurious, 1 - memorized - spurious
+        assert np.allclose(image.get_array(), shares[i]) and image.get_clim() == (0, 1)
+        assert image.origin == "lower" and ax.get_title() == Classes._fields[i]
+        assert [t.get_text() for t in ax.get_xticklabels()] == ["16", "64", "256"]
+    assert [t.get_text() for t in axs[0].get_yticklabels()] == ["30", "125"]
+
+def test_training_is_asked_for_what_the_recipe_says(monkeypatch):
+    asked = []
+    monkeypatch.setattr("amtutorial.digits.train_loop", lambda *a, **k: asked.append((a, k)))
+    train_digits(torch.zeros(2, 64), 7, "slow", 5)
+    (_, sde, steps), options = asked[0]
+    assert sde.sigma == SIGMA and steps == 7 and options["seed"] == 5
+    assert options["lr"] == 1e-4 and options["average"] == 0.99
+    assert options["exact_targets"] is False # plain denoising
+
+def test_a_piece_follows_its_settings(monkeypatch):
+    asked = []
+    def sample(model, n, seed, patterns):
+        asked.append((n, seed, patterns))
+        return patterns[torch.arange(n) % len(patterns)]
+    monkeypatch.setattr("amtutorial.digits.sample_digits", sample)
+    digit_piece("exact", 4, 0, seed=3, n=6)
+    n, seed, patterns = asked[0]
+    assert (n, seed) == (6, 3) and torch.equal(patterns, digit_images(3)[0][:4])
+
+def test_what_is_nearer_to_spurious_samples():
+    "Pairs of siblings, three beside new data and one beside data trained on."
+    train, new = 9 * torch.eye(6, 64), -9 * torch.eye(6, 64)
+    beside = torch.cat([new[:3], train[:1]]) + 2 * torch.eye(64)[10:14]
+    x = torch.cat([beside, beside + 0.1 * torch.eye(64)[20:24]])
+    zero = lambda x, t: torch.zeros_like(x)
+    numbers = _measures(zero, x, train, new)
+    assert numbers["nearer"] == 0.25 and numbers["n_spurious"] == 8 and numbers["answers"] == 4
+
+def test_what_is_asked_for_twice_is_done_once():
+    plan = _plan([16, 16], range(1), [30, 30], True)
+    assert plan == _plan([16], range(1), [30], True) and len(plan) == 2
+
+def test_noise_is_drawn_as_often_as_asked():
+    "Ten images, thirty and three thousand draws: the scatter over seeds falls by ten."
+    x, zero = digit_images()[1][:10], lambda x, t: torch.zeros_like(x)
+    scatter = [np.std([denoising_error(zero, x, seed=s, draws=n) for s in range(12)])
+               for n in (30, 3000)]
+    assert scatter[0] > 4 * scatter[1]

@@ -326,3 +326,38 @@ def test_minima_that_meet_count_once():
     options = dict(iterations=1000, num_samples=100, device="cpu", cache=False)
     m, _, r = run_one(9, t=0.02, **options)
     assert m["minima"] == m["minima_exact"] == 5
+
+
+# Nothing is shown twice, and nothing in another's place
+
+
+def test_each_row_of_the_table_is_its_own():
+    one = dict(
+        score_error=0.25, energy_error=0.125, clusters=3, minima=4, minima_exact=5,
+        distance=0.0625, total_variation=0.375, sampling_floor=0.625,
+        seconds=dict(train=11, sample=12, energy=13),
+    )
+    lines = format_table(dict(metrics={"7": one}, seconds=dict(total=17))).splitlines()
+    cells = [line.split()[-1] for line in lines]
+    wanted = "7 2.5e-01 0.125 3 4 5 0.0625 0.375 0.625 11.0 12.0 13.0 17.0"
+    assert cells == wanted.split()
+
+
+def test_learned_and_exact_minima_are_counted_apart(monkeypatch):
+    "A score that vanishes has other minima than the memories."
+    monkeypatch.setattr(experiment, "trained_model", lambda *_, **__: lambda x, t: 0 * x)
+    options = dict(num_samples=20, resolution=25, device="cpu")
+    m, _, record = run_one(5, 0.5, 0.1, **options)
+    assert m["minima"] == len(record.minima) != len(record.exact_minima) == m["minima_exact"]
+
+
+def test_each_figure_is_what_its_name_says():
+    few = run_one(2, num_samples=150, resolution=12, iterations=1, device="cpu", cache=False)
+    drawn = draw_experiment([few[1]], [few[2]])
+    titles = {name: [ax.get_title() for ax in fig.axes] for name, (fig, _) in drawn.items()}
+    assert titles["exact_vs_learned"][:3] == ["exact", "learned", "learned - exact"]
+    assert drawn["landscapes_3d"][0].axes[0].name == "3d"
+    for name in "landscapes_2d", "samples":
+        shown = {c.get_label(): c for c in drawn[name][0].axes[0].collections}
+        np.testing.assert_allclose(shown["samples"].get_offsets(), few[1])
+    plt.close("all")

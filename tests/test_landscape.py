@@ -251,3 +251,67 @@ def test_panels(record, n):
     assert f"rms {record.error:.3f}" in fig.axes[2].get_xlabel()
     assert fig.axes[-1].get_ylim() == (-0.25, 0.25)
     plt.close(fig)
+
+
+# What the figures show, where learned and exact differ and nothing is at its default
+
+
+@pytest.fixture(scope="module")
+def uneven():
+    "A record made by hand in another window: two maps, with minima of their own."
+    X, Y, _ = plane_grid(24, 1.2)
+    one, two = torch.tensor([[0.5, 0.1]]), torch.tensor([[-0.4, 0.3], [0.2, 0.6]])
+    field, n_eff = torch.stack([-Y, X], -1), torch.tensor([1.0, 2.0])
+    exact, learned = 4 * (X + 1.2), 3 * (Y + 1.2) + X + 1.2
+    marked = NINE, torch.arange(9.0), -one, torch.ones(1)
+    return Landscape(0.3, X, Y, learned, exact, field, *marked, two, n_eff, one, n_eff[:1])
+
+
+def test_a_map_shows_the_learned_energy_in_its_window(ax, uneven):
+    mappable = plot_landscape(ax, uneven, stride=5, vmax=20.0)
+    assert_allclose([mappable.zmin, mappable.zmax], [0, uneven.learned.max()], atol=1e-6)
+    assert ax.get_xlim() == ax.get_ylim() == pytest.approx((-1.2, 1.2))
+    shown = labels(ax)
+    at = [shown[f"minimum: a {kind}"].get_offsets()[0] for kind in ("memory", "mixture")]
+    assert_allclose(at, uneven.minima)
+    (arrows,) = [c for c in ax.collections if hasattr(c, "U")]
+    assert_allclose(np.unique(arrows.X), uneven.X[2::5, 0])
+
+
+def test_the_published_function_hands_on_what_it_is_given(ax):
+    args = ax.figure, ax, EXACT, SDE, NINE, NINE, np.zeros(9), NINE[:2]
+    mappable = plot_combined_landscape(*args, 0.6, "cpu", quiver_stride=25)
+    X, Y, grid = plane_grid(75)
+    energy = -marginal_logp(grid, 0.6, NINE)
+    assert_allclose(mappable.zmax, energy.max() - energy.min(), rtol=1e-2)
+    (arrows,) = [c for c in ax.collections if hasattr(c, "U")]
+    assert len(arrows.X) == 3 * 3
+
+
+def test_surfaces_show_the_learned_energy_up_to_the_cut(uneven):
+    for vmax, top in (20.0, uneven.learned.max()), (5.0, 5.0):
+        fig = plot_reliefs([uneven], vmax)
+        surface = fig.axes[0].collections[0]
+        assert surface.get_clim() == (0, vmax)
+        assert top * 0.97 < fig.axes[0].get_zlim()[1] < top * 1.05  # matplotlib leaves a margin
+        plt.close(fig)
+
+
+def test_a_comparison_shows_exact_learned_and_difference(uneven):
+    fig = plot_comparison([uneven], vmax=20.0, difference=0.5)
+    axs = fig.axes[:3]
+    assert [ax.get_title() for ax in axs] == ["exact", "learned", "learned - exact"]
+    assert all(ax.get_xlim() == pytest.approx((-1.2, 1.2)) for ax in axs)
+    gap = uneven.learned - uneven.exact
+    for ax, shown in zip(axs, (uneven.exact, uneven.learned, gap)):
+        filled = ax.collections[0]
+        assert_allclose([filled.zmin, filled.zmax], [shown.min(), shown.max()], atol=1e-5)
+    assert axs[2].collections[0].get_clim() == (-0.5, 0.5)
+    assert axs[2].collections[1].levels.tolist() == [6]
+    assert axs[0].get_ylabel() == "K = 9"
+    plt.close(fig)
+
+
+def test_the_error_counts_where_the_exact_energy_is_low(uneven):
+    wanted = (uneven.learned - uneven.exact)[uneven.exact <= 6].square().mean().sqrt()
+    assert uneven.error == pytest.approx(wanted.item(), rel=1e-5)

@@ -199,3 +199,79 @@ def test_kept_table():
         none([(answer, a, b) for a, b in pairs
               if f[b] > f[a] + 3 * math.hypot(error[a], error[b]) + 0.01])
         assert 8 < min(K for K in f if f[K] < 0.6) <= 64
+
+# A table made by hand, and every setting off its default
+
+def table_of(recalls, null=0.2, steps=20):
+    "A table: answer -> K -> recall for each seed."
+    pieces = [
+        dict(settings=dict(K=K, seed=seed, answer=answer), numbers=dict(recall=[f], null=[null]))
+        for answer, sizes in recalls.items() for K, values in sizes.items()
+        for seed, f in enumerate(values)]
+    for piece in pieces:
+        if piece["settings"]["answer"] in ("means", "draws"):
+            piece["settings"]["iterations"] = steps
+    return dict(config=dict(sizes=[4, 9], steps=steps), pieces=pieces)
+
+def test_means_errors_and_index_by_hand():
+    table = table_of({a: {4: (0.9, 0.5), 9: (0.6,)} for a in ANSWERS})
+    rows = index_by_size(table, answer="means")
+    index = [(f - 0.2) / 0.8 for f in (0.9, 0.5)]
+    wanted = 0.7, 0.4 / 2, sum(index) / 2, (index[0] - index[1]) / 2 # the error of two: half a gap
+    assert np.allclose(rows[4], wanted) and np.allclose(rows[9], (0.6, 0, 0.5, 0))
+    assert [p["settings"]["K"] for p in pick(table, 9, answer="draws")] == [9]
+    assert len(pick(table, answer="draws")) == 3
+    lines = [line.split() for line in format_transition(table).splitlines()]
+    assert lines[0] == ["recall", *ANSWERS]
+    assert lines[1] == ["4", *"0.700 ± 0.200".split() * 5]
+
+def test_the_figure_shows_recall_and_its_errors():
+    table = table_of({a: {4: (0.9, 0.5), 9: (0.6 - i / 10,)} for i, a in enumerate(ANSWERS)})
+    ax = draw_transition(table).axes[0]
+    shown = {bars.get_label(): bars for bars in ax.containers}
+    assert list(shown) == list(ANSWERS.values())
+    for i, bars in enumerate(shown.values()):
+        line, _, (error,) = bars
+        assert np.allclose(line.get_xydata(), [(4, 0.7), (9, 0.6 - i / 10)])
+        assert np.allclose(error.get_segments()[0], [(4, 0.5), (4, 0.9)])
+    assert np.allclose(ax.lines[-1].get_ydata(), 1 - math.exp(-0.2)) # nothing but chance
+    assert ax.get_ylim() == (0, 1.05) and ax.get_xscale() == "log"
+
+def test_quick_plans_and_sizes_that_are_not_asked_for(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("amtutorial.transition.run_pieces", lambda f, plan, *_: asked.append(plan))
+    table = sweep(quick=True, folder=tmp_path)
+    assert table["config"] == dict(sizes=[2, 16, 128], seeds=2, steps=200, quick=True)
+    assert len(asked[0]) == 3 * 2 * len(ANSWERS) # no factors
+    assert {s["K"] for s in _plan([32, 5], 1, 1000, False)} == {32, 5}
+
+def test_seeds_of_a_piece(monkeypatch):
+    "Memories, training, samples and errors: each has a seed of its own, made from the piece's."
+    seen = []
+    def train(xi, *_, **options):
+        seen.append(options)
+        return partial(marginal_score, patterns=xi)
+    def sample(score, sde, n, steps, device, eps, *, patterns, generator):
+        seen[-1] |= dict(generator=generator.initial_seed(), eps=eps)
+        return patterns.repeat(n, 1)
+    monkeypatch.setattr("amtutorial.transition.train_loop", train)
+    monkeypatch.setattr("amtutorial.transition.Euler_Maruyama_sampler", sample)
+    for seed, answer in (1, "draws"), (2, "means"):
+        circle_piece(3, seed, answer, samples=5)
+    assert [s["seed"] for s in seen] == [10_001, 10_002]
+    assert [s["generator"] for s in seen] == [20_001, 20_002]
+    assert [s["exact_targets"] for s in seen] == [False, True]
+    circle_piece(400, 1, "following", samples=5)
+    assert seen[-1]["eps"] == pytest.approx(0.1**2 / 400**2)
+
+def test_off_the_circle_and_near_an_end():
+    "Fresh points lie on the circle of any radius, and a fifth of them in the outer tenths of gaps."
+    found = circle_piece(12, 4, "fresh", samples=4000, radius=10.)
+    assert found["off"] < 1e-5
+    share = sum(found["at_end"]) / sum(found["inside"])
+    assert abs(share - 0.2) < 5 * math.sqrt(0.2 * 0.8 / 4000)
+
+def test_states_of_the_dimension_follow_their_seed():
+    xi = circle_patterns(5)
+    of = lambda seed: learned_dimension(partial(marginal_score, patterns=xi), xi, n=50, seed=seed)
+    assert of(1) == of(1) != of(2)
