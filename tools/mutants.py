@@ -244,6 +244,7 @@ def test_files():
 
 def make_tree(folder):
     "A checkout of which package and tests are copies and everything else is a link."
+    folder.mkdir()
     for path in ROOT.iterdir():
         if path.name in (PACKAGE, "tests"):
             shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -463,9 +464,10 @@ def main():
     began, cpu, rows = time.monotonic(), 0.0, []
     preload()
     with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)  # some tests become somebody else
         warm = Path(folder, "warm")
         warm.mkdir()
-        trees = [make_tree(Path(tempfile.mkdtemp(dir=folder))) for _ in range(args.jobs)]
+        trees = [make_tree(Path(folder, f"tree{i}")) for i in range(args.jobs)]
         tests, failed = survey(trees, warm, args.survey)
         print(*(f"fails without a fault, left out: {t}" for t in failed), sep="\n")
         tasks = []
