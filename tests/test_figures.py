@@ -328,3 +328,9 @@ def test_files_without_words(tmp_path, ax):
         assert not image.info.get("Description")
     with pytest.raises(OSError):
         save_figure(ax.figure, tmp_path / "nowhere" / "plane.png")
+
+
+def test_memories_have_the_name_and_size_that_they_are_given(ax):
+    stars = plot_memories(ax, SIX, "stored", size=30)
+    assert stars.get_label() == "stored" and stars.get_sizes() == [30]
+    assert plot_memories(ax, SIX, None).get_label().startswith("_")  # not in a legend
