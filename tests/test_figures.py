@@ -334,3 +334,10 @@ def test_memories_have_the_name_and_size_that_they_are_given(ax):
     stars = plot_memories(ax, SIX, "stored", size=30)
     assert stars.get_label() == "stored" and stars.get_sizes() == [30]
     assert plot_memories(ax, SIX, None).get_label().startswith("_")  # not in a legend
+
+
+def test_options_of_a_colour_bar_overrule_its_looks(ax):
+    m = plot_energy(ax, *bowl())
+    tall, short = (energy_colorbar(ax.figure, m, ax, shrink=s).ax for s in (0.9, 0.3))
+    height = lambda a: a.get_position(original=True).height / ax.get_position(original=True).height
+    assert_allclose([height(tall), height(short)], [0.9, 0.3])
