@@ -368,3 +368,14 @@ def test_refusals():
     assert "not available" in refused(
         ode_likelihood_with_laplacian, points, EXACT, SDE, "cuda:99", 0.15
     )
+
+
+def test_blocks_draw_directions_of_their_own():
+    "The same point in two blocks of 1024: each has directions from the next seed."
+    many = torch.eye(3, dtype=torch.float64)
+    x = torch.ones(2048, 3, dtype=torch.float64)
+    options = dict(eps=0.7, patterns=many, probes=1, steps=1)
+    score = partial(marginal_score, patterns=many)
+    first, second = likelihood(x, score, SDE, **options, seed=5).split(1024)
+    assert not torch.equal(first, second)
+    assert torch.equal(second, likelihood(x[1024:], score, SDE, **options, seed=6))

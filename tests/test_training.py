@@ -488,3 +488,36 @@ def test_constant_rate_and_average_by_hand():
         kept = [a * k + (1 - a) * p.detach() for k, p in zip(kept, live.parameters())]
     for mine, by_hand in zip(model.parameters(), kept):
         assert torch.allclose(mine, by_hand, rtol=1e-3, atol=1e-5) # sums in another order
+
+
+# Arguments away from their defaults
+
+
+def test_each_of_several_sets_has_one_time_in_each_slice():
+    t = stratified_times((50, 32), 1e-3, seeded())
+    place = 32 * (1 - t.log() / math.log(1e-3)) - torch.arange(32)
+    assert (place > -0.01).all() and (place < 1.01).all()
+
+
+def test_the_smallest_time_reaches_batch_and_loss():
+    "With eps = 1/2 all times lie above it; the loss of the answer zero is its batch's."
+    x = NINE.repeat(500, 1)
+    _, t, _, target, weight = noisy_batch(x, STD, 0.5, generator=seeded())
+    assert 0.5 <= t.min() < 0.51 and t.max() <= 1
+    loss = loss_fn(zero, x, STD, 0.5, generator=seeded())
+    assert_allclose(loss, (weight * target.square()).mean(), rtol=1e-6)
+    assert loss != loss_fn(zero, x, STD, generator=seeded())
+
+
+def test_the_loss_is_shown_as_often_as_asked(monkeypatch):
+    shown = []
+    plain = training.tqdm
+
+    def watched(*args, **options):
+        bar = plain(*args, **options)
+        monkeypatch.setattr(bar, "set_postfix", lambda **said: shown.append(said["loss"]))
+        return bar
+
+    monkeypatch.setattr(training, "tqdm", watched)
+    short(steps=7, log_freq=3)
+    assert len(shown) == 2 and all(float(loss) > 0 for loss in shown)

@@ -458,6 +458,8 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     chosen = faults([] if args.names == ["check"] else args.names)
     misfits = [f"{f['name']}: {f['wrong']}" for f in chosen if "wrong" in f]
+    if not chosen:
+        sys.exit(f"No fault is called {' or '.join(args.names)}.")
     print("\n".join(misfits) or f"{len(chosen)} faults fit the package.")
     if args.names == ["check"]:
         return bool(misfits)
@@ -493,7 +495,7 @@ def main():
         result = dict(seconds=round(time.monotonic() - began), cpu=round(cpu), faults=rows)
         args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     n = Counter(r["outcome"] for r in rows)
-    return n["caught"] < 0.95 * (n.total() - n["excused"])
+    return bool(failed or misfits) or n["caught"] < 0.95 * (n.total() - n["excused"])
 
 
 if __name__ == "__main__":
