@@ -290,8 +290,8 @@ def run_pytest(plugin, *words):
 class Chosen:
     "A plugin of pytest: only these tests, in this order; says which one failed."
 
-    def __init__(self, names):
-        self.rank = {name: i for i, name in enumerate(names)}
+    def __init__(self, names, file):
+        self.rank, self.file = {name: i for i, name in enumerate(names)}, file
 
     def pytest_collection_modifyitems(self, items):
         chosen = [item for item in items if item.nodeid in self.rank]
@@ -299,7 +299,7 @@ class Chosen:
 
     def pytest_runtest_logreport(self, report):
         if report.failed:
-            Path("failed.txt").write_text(report.nodeid)
+            self.file.write_text(report.nodeid)
 
 
 def in_forks(tasks, trees):
@@ -407,8 +407,10 @@ def attempt(fault, names, warm):
         assert fault["text"] != original
         file.write_text(fault["text"], encoding="utf-8")
         shutil.rmtree(tree / PACKAGE / "__pycache__", ignore_errors=True)
-        (tree / "failed.txt").unlink(missing_ok=True)
-        return run_pytest(Chosen(names), "-x", *dict.fromkeys(t.split("::")[0] for t in names))
+        failed = tree / "failed.txt"
+        failed.unlink(missing_ok=True)
+        files = dict.fromkeys(t.split("::")[0] for t in names)
+        return run_pytest(Chosen(names, failed), "-x", *files)
 
     def start(tree):
         cache = tree / "cache"
