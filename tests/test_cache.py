@@ -721,3 +721,10 @@ def test_the_loop_is_called_with_the_settings(folder, monkeypatch):
     trained_model(circle_patterns(2), 0.5, iterations=7, seed=3, device="cpu")
     assert torch.equal(seen.pop("patterns"), circle_patterns(2))
     assert seen == dict(device=torch.device("cpu"), seed=3, sigma=0.5, iterations=7)
+
+
+def test_modules_and_pytorch_are_in_the_name(monkeypatch):
+    "Also where files of another PyTorch could not be read anyway."
+    names = [cache._key({}, modules) for modules in (("core",), ("sde",), ("core", "sde"))]
+    monkeypatch.setattr(torch, "__version__", "0.0")
+    assert len({*names, cache._key({}, ("core",))}) == 4
