@@ -7,7 +7,6 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from amtutorial import data
 from amtutorial.data import (
     CircleDataset,
     cartesian_to_polar,
@@ -200,21 +199,3 @@ def test_grid_of_the_plane():
     assert plane_grid(3, 2)[2].abs().max() == 2
     for bad in dict(resolution=0), dict(resolution=1.5), dict(bound=0), dict(bound=-1.):
         assert next(iter(bad)) in refused(plane_grid, **bad)
-
-
-def test_crowds_are_merged_a_million_pairs_at_a_time(monkeypatch):
-    "Two crowds of 1200 equal points, three million pairs, and one point alone."
-    sizes, plain = [], data.coo_matrix
-
-    def counting(entries, shape):
-        sizes.append(len(entries[0]))
-        return plain(entries, shape)
-
-    monkeypatch.setattr(data, "coo_matrix", counting)
-    crowd = torch.tensor([[3.0, 1.0], [-2.0, 0.0]]).repeat_interleave(1200, 0)
-    crowd[-1] = torch.tensor([0.0, 5.0])
-    centers, shares = merge_patterns(crowd)
-    order = centers[:, 0].argsort()
-    assert_allclose(centers[order], [[-2, 0], [0, 5], [3, 1]], atol=1e-4)
-    assert_allclose(shares[order] * 2400, [1199, 1, 1200], rtol=1e-5)
-    assert len(sizes) > 2 and max(sizes) <= 2**20 + 1200  # and the row that fills a block
