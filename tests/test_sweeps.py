@@ -125,3 +125,39 @@ print(run_pieces(transition.covered_share, [dict(patterns=[[1., 0.]])], "out", 1
         said.append(done.stdout)
     assert said[0] == said[1] and said[0].startswith(str(package))
     assert len(list((tmp_path / "out" / "pieces").iterdir())) == 1
+
+
+def test_the_package_behind_a_piece_counts(tmp_path, monkeypatch):
+    CALLS.clear()
+    for behind in ("core",), ("sde",), ("core",):
+        monkeypatch.setattr(sweeps, "BEHIND", behind)
+        run_pieces(doubled, [dict(n=1)], tmp_path, 1)
+    assert list(CALLS) == [1, 1]
+
+def threads(n):
+    return dict(result=torch.get_num_threads())
+
+def test_a_piece_has_one_thread(tmp_path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert numbers(run_pieces(threads, [dict(n=1)], tmp_path, 1)) == [1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+def test_what_is_kept_stays_as_it_is(tmp_path):
+    "Two machines finish one piece: the first counts. One that does not see the folder is silent."
+    path = tmp_path / "piece.json"
+    sweeps._keep(path, 1)
+    sweeps._keep(path, 2)
+    sweeps._keep(tmp_path / "elsewhere" / "piece.json", 3)
+    assert path.read_text() == "1" and list(tmp_path.iterdir()) == [path]
+
+def test_a_backend_that_gives_results_at_the_end(tmp_path, monkeypatch):
+    def at_the_end(n_jobs, **options):
+        if options:
+            raise ValueError("return_as is not supported")
+        return lambda work: [f(*args, **kwargs) for f, args, kwargs in work]
+    monkeypatch.setattr(sweeps, "Parallel", at_the_end)
+    assert numbers(run_pieces(doubled, [dict(n=n) for n in (3, 1)], tmp_path, 2)) == [6, 2]
