@@ -415,3 +415,34 @@ def test_minima_that_walk_to_one_place_count_once():
     assert len(find_minima(energy, grid).x) == 2
     found = find_minima(energy, grid, lambda x: 0.5 * x)
     assert len(found.x) == len(found.barrier) == 1 and found.x.norm() < 1e-4
+
+
+# moved from where the grid says to where the step rests
+
+def bowl_on_a_grid(*centers, n=31):
+    "A grid, and the least of a few bowls on it, each a little less deep than the one before."
+    X, Y, points = plane_grid(n)
+    points = points.double()
+    bowls = [(points - torch.tensor(c)).square().sum(1) + 0.01 * i for i, c in enumerate(centers)]
+    return torch.stack(bowls).amin(0).reshape(n, n), points.reshape(n, n, 2)
+
+
+@pytest.mark.parametrize("angle", [20., 45., -45.])
+def test_a_saddle_is_left_along_its_own_direction(angle):
+    "At rest between two states that lie aslant: at tanh 2u = u on one axis, and 0 on the other."
+    u = torch.tensor([math.cos(math.radians(angle)), math.sin(math.radians(angle))]).double()
+    def step(x):
+        along = x @ u
+        return along.mul(2).tanh()[:, None] * u + 0.5 * (x - along[:, None] * u)
+    found = find_minima(*bowl_on_a_grid((0., 0.)), step)
+    rest = brentq(lambda r: math.tanh(2 * r) - r, 0.5, 1)
+    assert_allclose((found.x @ u).abs(), [rest], atol=1e-5)
+    assert found.converged.all() and (found.curvature > 0).all()
+
+
+def test_of_minima_that_meet_the_deeper_stays():
+    "Two bowls with a pass between them, and a step that leads from both to one place."
+    energy, points = bowl_on_a_grid((-0.8, 0.), (0.8, 0.))
+    assert len(find_minima(energy, points).x) == 2
+    found = find_minima(energy, points, lambda x: 0.5 * x)
+    assert found.barrier.tolist() == [math.inf] and found.x.abs().max() < 1e-5
