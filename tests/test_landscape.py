@@ -262,7 +262,7 @@ def uneven():
     X, Y, _ = plane_grid(24, 1.2)
     one, two = torch.tensor([[0.5, 0.1]]), torch.tensor([[-0.4, 0.3], [0.2, 0.6]])
     field, n_eff = torch.stack([-Y, X], -1), torch.tensor([1.0, 2.0])
-    exact, learned = 4 * (X + 1.2), 3 * (Y + 1.2) + X + 1.2
+    exact, learned = 4 * (X + 1.2), 3 * (Y + 1.2) + (X + 1.2) / 2
     marked = NINE, torch.arange(9.0), -one, torch.ones(1)
     return Landscape(0.3, X, Y, learned, exact, field, *marked, two, n_eff, one, n_eff[:1])
 
