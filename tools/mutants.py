@@ -150,7 +150,8 @@ class Survey:
     "A plugin of pytest: for each test its outcome, its seconds and the statements it reaches."
 
     def __init__(self, tree):
-        self.now, self.shared, self.tests, self.failed = set(), defaultdict(set), {}, set()
+        self.now, self.tests, self.failed = set(), {}, set()
+        self.shared, self.cost = defaultdict(set), Counter()  # by file or fixture
         self.file = Path(os.environ["REACHED"])
         watch(tree, lambda *at: self.now.add(at))
 
@@ -167,9 +168,12 @@ class Survey:
             kept |= self.now
             self.now |= before
 
-    def wrap(self, kept):
+    def wrap(self, kept, name):
+        began = spent()
         with self.during(kept):
-            return (yield)
+            result = yield
+        self.cost[name] += spent() - began
+        return result
 
     def collected(self, file):
         return self.shared[Path(file).name]
@@ -181,24 +185,27 @@ class Survey:
             @pytest.hookimpl(wrapper=True)
             def pytest_make_collect_report(_, collector):  # importing a test may compute
                 here = isinstance(collector, pytest.Module)
-                return (yield from self.wrap(self.collected(collector.path) if here else set()))
+                kept = self.collected(collector.path) if here else set()
+                return (yield from self.wrap(kept, collector.path))
 
             @pytest.hookimpl(wrapper=True)
             def pytest_fixture_setup(_, fixturedef, request):  # others use it, too
-                kept = set() if fixturedef.scope == "function" else self.shared[fixturedef]
-                return (yield from self.wrap(kept))
+                if fixturedef.scope == "function":
+                    return (yield)
+                return (yield from self.wrap(self.shared[fixturedef], fixturedef))
 
             @pytest.hookimpl(wrapper=True)
             def pytest_runtest_protocol(_, item, nextitem):
-                began, kept = sum(os.times()[:4]), set()  # of the processor, children included
+                began, kept, before = spent(), set(), self.cost.total()
                 with self.during(kept):
                     result = yield
                     end_workers()
-                seconds = round(sum(os.times()[:4]) - began, 3)
+                cost = spent() - began - (self.cost.total() - before)
                 for fixtures in item._fixtureinfo.name2fixturedefs.values():
                     kept |= set().union(*(self.shared[f] for f in fixtures))
+                    cost += sum(self.cost[f] for f in fixtures)  # whoever comes first pays
                 kept |= self.collected(item.path)
-                self.tests[item.nodeid] = dict(seconds=seconds, reached=sorted(kept))
+                self.tests[item.nodeid] = dict(seconds=round(cost, 3), reached=sorted(kept))
                 return result
 
             def pytest_runtest_logreport(_, report):
@@ -206,6 +213,11 @@ class Survey:
                     self.failed.add(report.nodeid)
 
         return Plugin()
+
+
+def spent():
+    "Of the processor, used so far by this process and the children that it has waited for."
+    return sum(os.times()[:4])
 
 
 def end_workers():
