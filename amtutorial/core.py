@@ -10,6 +10,7 @@ __all__ = ['check_count', 'check_seed', 'separate_generator', 'check_positive', 
 # %% ../nbs/00_core.ipynb #273136ff
 #| code-fold: true
 import math
+import warnings
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +21,12 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, IterableDataset
+from tqdm import TqdmWarning
+
+# %% ../nbs/00_core.ipynb #c0re8a25
+with warnings.catch_warnings(): # without ipywidgets a notebook gets bars of text, and no warning
+    warnings.simplefilter("ignore", TqdmWarning)
+    from tqdm.auto import tqdm # noqa: F401
 
 # %% ../nbs/00_core.ipynb #4d390f2e
 def _brief(value):

@@ -9,9 +9,8 @@ __all__ = ['to_energy', 'score_and_divergence', 'compute_laplacian',
 # %% ../nbs/11_likelihood.ipynb #f8ad74f2
 import math
 import torch
-from tqdm.auto import tqdm
 from .core import as_patterns, as_points, as_score, check_count, check_number, check_seed
-from .core import device_of, map_blocks, weight_of
+from .core import device_of, map_blocks, tqdm, weight_of
 from .sampling import matched_gaussian
 from .sde import T_MIN, marginal_logp
 

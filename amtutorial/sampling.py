@@ -11,9 +11,8 @@ import math
 import torch
 from scipy.spatial import cKDTree
 from scipy.stats import chi2
-from tqdm.auto import tqdm
 from .core import as_patterns, as_points, as_score, check_count, check_fraction
-from .core import check_number, device_of
+from .core import check_number, device_of, tqdm
 from .data import linked_groups, unit_of
 from .sde import T_MIN, marginal_sample
 

@@ -19,10 +19,9 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from joblib import Parallel, delayed
-from tqdm.auto import tqdm
 from . import __version__
 from .cache import _as_json, _key, write_in_one_step
-from .core import check_count, one_thread
+from .core import check_count, one_thread, tqdm
 
 # %% ../nbs/00_sweeps.ipynb #swp00src
 def _source(f, seen=()):

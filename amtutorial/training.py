@@ -10,10 +10,9 @@ __all__ = ['stratified_times', 'noisy_batch', 'loss_fn', 'train_loop', 'update_e
 import math
 from copy import deepcopy
 import torch
-from tqdm.auto import tqdm
 from .cache import cached
 from .core import as_patterns, as_score, check_count, check_fraction, check_number
-from .core import check_seed, one_thread, pick_device
+from .core import check_seed, one_thread, pick_device, tqdm
 from .data import unit_of
 from .sampling import moments, suited_grid
 from .scorenet import FourierEmbedding, ScoreNet

@@ -15,6 +15,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from scipy.integrate import trapezoid
 from .core import as_patterns, as_points, check_count, check_number
 from .core import separate_generator
 from .data import circle_patterns, generate_circle_data
@@ -252,5 +253,5 @@ def predicted_recall(
     dimension = as_points(dimension, "dimension", d=len(TIMES)).tolist()
     u = np.linspace(math.log(T_MIN), max(math.log(T_MIN), 2 * math.log(math.pi / K)), 200)
     J = np.interp(u.clip(max=0), np.log(TIMES[::-1]), np.clip(dimension[::-1], 0, None))
-    shrunk = J[0] * math.exp(-np.trapezoid(1 - J, u))
+    shrunk = J[0] * math.exp(-trapezoid(1 - J, u))
     return 1 - math.exp(-2 * width / max(shrunk, 1e-9))

@@ -1,6 +1,6 @@
-"""The claims of settings.ini: its lowest versions, its highest, and the next nbdev.
+"""The claims of settings.ini: its lowest versions, its highest, the next nbdev, a bare kernel.
 
-Every test makes an environment of its own, so pip must reach an index. For Linux the ordinary one
+Most tests make an environment of their own, so pip must reach an index. For Linux the ordinary one
 has `torch` with several gigabytes of CUDA; with PIP_EXTRA_INDEX_URL set to
 https://download.pytorch.org/whl/cpu pip takes the small build.
 """
@@ -14,6 +14,7 @@ import venv
 
 import pytest
 from helpers import CFG, ROOT, call, none, tool
+from jupyter_client.manager import start_new_kernel
 from packaging.requirements import Requirement
 
 # What tests of the library need; the others are about pages, style and the package's text.
@@ -116,6 +117,38 @@ def test_the_next_nbdev(environment, tmp_path, record_property):
     assert (ours / "_modidx.py").read_text() == (theirs / "_modidx.py").read_text()
     version = run("python", "-c", "from importlib.metadata import version as v; print(v('nbdev'))")
     record_property(f"figure:modules that nbdev {version.strip()} writes alike", len(modules))
+
+
+BAR = """
+from amtutorial.training import train_loop
+train_loop(circle_patterns(9), VESDETerms(1.), 3000, device="cpu");
+"""
+
+
+def test_a_kernel_without_ipywidgets(monkeypatch, record_property):
+    "A chapter runs with its bars on, which are of text: nothing else is said on stderr."
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    manager, client = start_new_kernel(cwd=ROOT / "nbs")
+    said, faults = [], []
+
+    def listen(message):
+        if message["content"].get("name") == "stderr":
+            said.append(message["content"]["text"])
+
+    try:
+        cells = tool.load(ROOT / "nbs" / "03_sampling.ipynb")["cells"]
+        code = [tool.source(c) for c in cells if c["cell_type"] == "code"]
+        for text in ["import sys; sys.modules['ipywidgets'] = None", *code, BAR]:
+            reply = client.execute_interactive(text, output_hook=listen, allow_stdin=False)
+            faults += reply["content"].get("traceback", [])
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    none(faults)
+    lines = [line for text in said for line in re.split(r"[\r\n]", text) if line.strip()]
+    assert any(line.startswith("training, K = 9:") for line in lines)
+    none([line for line in lines if not re.match(r"[\w ,=]+: +\d+%\|", line)])
+    record_property("figure:cells of a chapter run in a kernel without ipywidgets", len(code))
 
 
 def test_what_make_test_runs(record_property):
