@@ -187,26 +187,6 @@ def test_killed(kind, at_times, at_writing, place, record_property):
     record_property(f"figure:kills survived, {kind}", f"{i} of {i}")
 
 
-def test_a_sweep_killed_with_its_workers_at_work(place, record_property):
-    "They end by themselves; what they finish meanwhile is whole, and the next run goes on."
-    line = f"digits --quick --sizes 8 --seeds 1 --steps 5,6,7,3000 --jobs 2 --out {place}"
-    words = [sys.executable, "-m", "amtutorial", *line.split()]
-    env = os.environ | dict(TQDM_DISABLE="1", OMP_NUM_THREADS="1")
-    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    pieces = place / "pieces"
-    with subprocess.Popen(words, env=env, **quiet) as process:
-        wait_for(lambda: len(list(pieces.glob("*.json"))) > 1)
-        workers = psutil.Process(process.pid).children(recursive=True)
-        process.kill()
-    before = {p: p.read_bytes() for p in pieces.glob("*.json")}
-    alive = psutil.wait_procs(workers, timeout=60)[1]
-    assert workers and not alive and all(map(is_whole, pieces.iterdir()))
-    assert main(line.replace("3000", "8").replace("--jobs 2", "--jobs 1").split()) == 0
-    assert before.items() <= {p: p.read_bytes() for p in pieces.glob("*.json")}.items()
-    assert not list(pieces.glob("*.part"))
-    record_property("figure:workers that ended with their killed sweep", str(len(workers)))
-
-
 # Side by side
 
 
