@@ -8,8 +8,8 @@ __all__ = ['run_one', 'draw_experiment', 'run_experiment', 'format_table']
 # %% ../nbs/13_experiment.ipynb #dd924bc9
 #| code-fold: true
 import json
-import os
 import platform
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,11 +71,9 @@ def run_one(
 def _writable(out):
     "The folder `out`, made if need be; raises ValueError when nothing can be written there."
     out = Path(out)
-    probe = out / f".probe-{os.getpid()}"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=out).close() # leaves nothing behind, whatever happens
     except OSError as e:
         why = f"{str(out)!r} cannot be written ({e.strerror})"
         raise ValueError(f"the output folder {why}; choose another") from e

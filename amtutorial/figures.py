@@ -21,6 +21,7 @@ import seaborn as sns
 from matplotlib.animation import HTMLWriter
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
+from .cache import write_in_one_step
 
 # %% ../nbs/00_figures.ipynb #160d9eea
 MEMORY, SAMPLE, CENTER, MINIMUM = "#56B4E9", "#FFFFFF", "#F0E442", "#2BD4A0" # on energy maps
@@ -198,7 +199,9 @@ def save_figure(
     description: str = "", # stored in the file as its description
 ) -> Path: # the path written
     "Write `fig` as a PNG of 160 dots an inch and close it."
-    path = Path(path)
-    fig.savefig(path, dpi=160, bbox_inches="tight", metadata={"Description": description})
+    image, path = io.BytesIO(), Path(path)
+    description = {"Description": description}
+    fig.savefig(image, format="png", dpi=160, bbox_inches="tight", metadata=description)
     plt.close(fig)
+    write_in_one_step(path, image.getvalue())
     return path

@@ -2,7 +2,6 @@
 import json
 import math
 import os
-from pathlib import Path
 from unittest.mock import patch
 
 import matplotlib
@@ -83,10 +82,10 @@ def test_a_file_where_the_folder_should_be(below, no_training, tmp_path):
 
 
 def test_a_folder_that_cannot_be_written(no_training, tmp_path, monkeypatch):
-    def full(self, *args, **kwargs):
+    def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "touch", full)
+    monkeypatch.setattr(experiment.tempfile, "TemporaryFile", full)
     assert "(No space left on device)" in refused(run_experiment, out=tmp_path)
 
 

@@ -19,6 +19,7 @@ import psutil
 import pytest
 import torch
 from helpers import none
+from PIL import Image
 from safetensors import safe_open
 
 from amtutorial import cache, training
@@ -103,10 +104,12 @@ def work_of(kind, i, place):
 
 
 def is_whole(path):
-    with suppress(ValueError):
+    with suppress(ValueError, OSError):
         if path.suffix == ".safetensors":
             metadata, total = cache._contents(path.read_bytes())
             return metadata["sum"] == total
+        if path.suffix == ".png":
+            Image.open(path).load()
         return path.suffix != ".json" or bool(json.loads(path.read_bytes()))
 
 
@@ -139,7 +142,7 @@ def killed_at(moment, share):
     Path.write_bytes, os.replace = dying_write, dying_replace
 
 
-FILES = dict(training=1, experiment=2, sweep=3)  # that a later run writes in one step
+FILES = dict(training=1, experiment=6, sweep=4)  # that a later run writes in one step
 
 
 def processor():
