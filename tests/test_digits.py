@@ -333,3 +333,11 @@ def test_noise_is_drawn_as_often_as_asked():
     scatter = [np.std([denoising_error(zero, x, seed=s, draws=n) for s in range(12)])
                for n in (30, 3000)]
     assert scatter[0] > 4 * scatter[1]
+
+def test_exact_ties_are_decided_by_chance():
+    "Each sample is as far from a training point as from one held out, as grey values can be."
+    at = torch.stack([10. * torch.arange(200), torch.zeros(200)], 1)
+    up = torch.tensor([0., 1.])
+    report = partial(copying_report, at, at + up, at - up)
+    assert abs(report()["nearer_to_train"] - 0.5) < 5 * math.sqrt(0.25 / 200)
+    assert report(seed=1) == report(seed=1) and report(seed=1) != report(seed=2)
