@@ -352,3 +352,21 @@ def test_noise_that_no_number_holds_is_refused():
     message = refused(marginal_score, x, 0.5, nine, 1e-30)
     assert message.startswith("ValueError: sigma² t, in the precision of x, must be finite and abo")
     assert marginal_score(x.double(), 0.5, nine, 1e-30).isfinite().all()
+
+
+# Kinds that are rare
+
+
+def test_whole_numbers_as_times():
+    "A tensor of integers is a time like any: σ is no integer."
+    sde, t = VESDETerms(0.5), torch.tensor([0, 1])
+    assert sde.diffusion_coeff(t).tolist() == [0.5, 0.5]
+    assert sde.marginal_prob_std(t).tolist() == [0, 0.5]
+    assert sde.inverse_temperature(t[1:]).tolist() == [2]
+
+
+def test_distances_far_from_the_origin_keep_their_digits():
+    "In 16 dimensions, around 1000, in single precision: as if they were around zero."
+    x, xi = (1000 + draws(seed, n, 16).float() for seed, n in ((61, 20), (62, 30)))
+    wanted = torch.cdist(x.double(), xi.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    assert_allclose(squared_distances(x, xi), wanted.square(), rtol=1e-5)
