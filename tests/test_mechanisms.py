@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import none, refused
+from torch.utils._python_dispatch import TorchDispatchMode
 from amtutorial.digits import classify_samples, digit_images
 from amtutorial.mechanisms import feature_flow, local_denoiser, sine_moments
 from amtutorial.sampling import Euler_Maruyama_sampler, reverse_sde, time_grid
@@ -223,3 +224,16 @@ def test_pull_of_two_equations():
             A, _ = torch.linalg.solve(G, grown[:, 0] * 2 * q * math.sqrt(v))
             pull = -(weights(tau) * V_new).sum() / d / math.sqrt(v)
             assert abs(pull / A - 1) < 0.1, (v, tau, pull, A)
+
+def test_memory_is_bounded():
+    "All distances in all windows, of 400 points to 500 memories, would be three million numbers."
+    class Largest(TorchDispatchMode):
+        size = 0
+        def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+            out = f(*args, **(kwargs or {}))
+            self.size = max(self.size, out.numel() if isinstance(out, torch.Tensor) else 0)
+            return out
+    score, x = local_denoiser(normal(500, 16), 3), normal(400, 16, seed=1)
+    with Largest() as seen:
+        score(x, 0.2)
+    assert 2**16 < seen.size <= 2**18

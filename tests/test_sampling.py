@@ -466,3 +466,18 @@ def test_shares_in_a_chain_of_memories():
     assert len(found["shares"]) == 6 and found["total_variation"] < 1e-6
     end = memory_shares(chain[-1:], xi)
     assert end["shares"].argmax() == end["expected"].argmax()
+
+
+def test_memories_that_no_sample_ends_on_have_no_share():
+    corners = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    for i in range(4):
+        shares = memory_shares(corners[i : i + 1], corners)["shares"]
+        assert shares.tolist() == [float(j == i) for j in range(4)]
+
+
+def test_a_covariance_that_rounding_made_negative():
+    "Of memories on a line: what is below zero counts as zero."
+    score = lambda x, t: x
+    score.data_mean, score.data_cov = torch.zeros(2), torch.diag(torch.tensor([1.0, -1e-6]))
+    found = matched_gaussian(score, VESDETerms(1e-4), torch.zeros(1, 2)).covariance_matrix
+    assert_allclose(found, [[1 + 1e-8, 0], [0, 1e-8]], rtol=1e-6, atol=1e-15)
