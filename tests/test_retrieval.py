@@ -341,3 +341,10 @@ def test_nearest_pattern_is_the_best_decision(K, damage): # as in the experiment
     x = x + 1e-3 * torch.randn(x.shape, generator=generator) # breaks ties
     nearest = ((x @ xi.mT).argmax(-1) == truth).double().mean()
     assert abs(nearest - best) < 5 * math.sqrt(0.25 / 320)
+
+
+def test_where_an_iteration_starts_is_left_alone():
+    "Also where states come in the form in which they are computed."
+    for start in torch.ones(3, 2), torch.ones(3, 2, dtype=torch.float64):
+        found = fixed_points(lambda x: x / 2, start, max_steps=3)
+        assert (start == 1).all() and (found.x == 1 / 8).all()
