@@ -237,3 +237,9 @@ def test_memory_is_bounded():
     with Largest() as seen:
         score(x, 0.2)
     assert 2**16 < seen.size <= 2**18
+
+def test_features_that_stand_twice():
+    "Their matrix is singular, and rounding makes some eigenvalues negative: they never learn."
+    W, points = normal(6, 3), normal(20, 3, seed=1)
+    once, twice = (feature_flow(points, a, 0.1, [math.inf]) for a in (W, torch.cat([W, W])))
+    assert torch.allclose(once.train, twice.train) and torch.allclose(once.test, twice.test)
