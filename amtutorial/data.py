@@ -55,7 +55,8 @@ def create_subset(
     n = len(dataset)
     k = check_count(sample_size, "sample_size", most=n)
     generator = torch.Generator().manual_seed(check_seed(seed))
-    return random_split(dataset, [k, n - k], generator=generator)[0]
+    with torch.device("cpu"): # where the generator is
+        return random_split(dataset, [k, n - k], generator=generator)[0]
 
 # %% ../nbs/01_data.ipynb #a63c1954
 def circle_patterns(
@@ -142,6 +143,6 @@ def plane_grid(
 ): # X (n, n), Y (n, n), and the same points as a list (n², 2); float32 tensors
     "A square grid of points on the plane."
     bound, n = check_number(bound, "bound"), check_count(resolution, "resolution")
-    axis = torch.linspace(-bound, bound, n)
+    axis = torch.linspace(-bound, bound, n, device="cpu", dtype=torch.float32)
     X, Y = torch.meshgrid(axis, axis, indexing="ij")
     return X, Y, torch.stack([X.ravel(), Y.ravel()], 1)

@@ -87,10 +87,11 @@ def _nearest(x, points, others=False):
     def find(rows, own):
         squared = squared_distances(rows, points)
         if others:
-            squared[torch.arange(len(rows)), own] = math.inf
+            squared[torch.arange(len(rows), device=x.device), own] = math.inf
         which = squared.argmin(1)
         return torch.stack([(rows - points[which]).norm(dim=1), which.double()], 1)
-    distance, which = by_rows(find, points, x, torch.arange(len(x))).unbind(1)
+    number = torch.arange(len(x), device=x.device)
+    distance, which = by_rows(find, points, x, number).unbind(1)
     return distance, which.long()
 
 # %% ../nbs/15_digits.ipynb #dig15ne2

@@ -70,7 +70,7 @@ RANDOM = [
     ("marginal_sample", given(sde.marginal_sample, 8, 0.3, XI, 0.5)),
     ("marginal_sample", given(sde.marginal_sample, 3, 0.3, XI[:1], 0.5)),
     ("reverse_sde", given(walk)),
-    ("Euler_Maruyama_sampler", given(sample, EXACT, SDE, 4, 3, patterns=XI)),
+    ("Euler_Maruyama_sampler", given(sample, EXACT, SDE, 4, 3, "cpu", patterns=XI)),
     ("Euler_Maruyama_sampler", given(sample, network(), SDE, 4, 3)),
     ("stratified_times", given(training.stratified_times, 4)),
     *(("noisy_batch", given(training.noisy_batch, x, STD)) for x in BATCHES),

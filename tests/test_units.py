@@ -145,3 +145,15 @@ def test_units_in_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("AMTUTORIAL_CACHE", str(tmp_path))
     first, again = (trained_model(0.01 * NINE, 0.01, iterations=2, device="cpu") for _ in range(2))
     assert first.unit == again.unit != 1
+
+
+def test_units_near_one_share_the_usual_steps():
+    "By default the sampler takes fifty steps to 1e-5 for memories of about the size of one."
+    for scale in 0.5, 1.0, 3.0:
+        xi, sde = scale * NINE, VESDETerms(scale / 2)
+        score = partial(marginal_score, patterns=xi, sigma=sde.sigma)
+        usual, named = (
+            Euler_Maruyama_sampler(score, sde, 9, *how, patterns=xi, generator=seeded())
+            for how in ((None, "cpu"), (50, "cpu", T_MIN))
+        )
+        assert torch.equal(usual, named)
