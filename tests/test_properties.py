@@ -816,7 +816,7 @@ def test_the_sampler_in_other_units(w, power, knows):
         score.data_mean, score.data_cov = moments(xi)
         start = dict(patterns=xi) if knows else {}
         return Euler_Maruyama_sampler(
-            score, VESDETerms(sigma), 5, 4, "cpu", generator=seeded(w.K), **start)
+            score, VESDETerms(sigma), 5, 4, "cpu", 1e-3, generator=seeded(w.K), **start)
     assert same(samples(2.**power), 2.**power * samples(1.))
 
 

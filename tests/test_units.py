@@ -150,7 +150,7 @@ def test_units_in_the_cache(monkeypatch, tmp_path):
 def test_units_near_one_share_the_usual_steps():
     "By default the sampler takes fifty steps to 1e-5 for memories of about the size of one."
     for scale in 0.5, 1.0, 3.0:
-        xi, sde = scale * NINE, VESDETerms(scale / 2)
+        xi, sde = scale * NINE, VESDETerms(0.5)
         score = partial(marginal_score, patterns=xi, sigma=sde.sigma)
         usual, named = (
             Euler_Maruyama_sampler(score, sde, 9, *how, patterns=xi, generator=seeded())
