@@ -97,6 +97,7 @@ def check_positive(
         raise ValueError(f"{name} must {wanted}, not {found}")
     return v
 
+# %% ../nbs/00_core.ipynb #corefrac
 def check_fraction(
     value, # the number to check
     name: str, # its name in the error message
@@ -318,6 +319,7 @@ def pick_device(
         raise ValueError(f"device {str(device)!r} is not available here; available: {here}") from e
     return device
 
+# %% ../nbs/00_core.ipynb #corewght
 def weight_of(
     model, # a network, or any function
 ) -> torch.Tensor | None: # one of its weights, which has its precision and device; or None

@@ -107,8 +107,7 @@ class ScoreNet(_KeepsForm):
     def layers(self, point, time):
         "The answer of the layers at points (..., d) and times that broadcast against (...)."
         e = self.time_embed(time).expand(*point.shape[:-1], -1) # points may share their time
-        h = self.input_proj(torch.cat([point, e], -1))
-        return self.output(self.hidden(h))
+        return self.output(self.hidden(self.input_proj(torch.cat([point, e], -1))))
 
     def forward(self, x, t):
         "Score at points x (..., d) and times t in (0, 1], which broadcast against (...)."

@@ -73,6 +73,8 @@ def loss_fn(
     return (weight * (std * model(xt, t) - target).square()).mean()
 
 # %% ../nbs/10_training.ipynb #e2c7e7f7
+#| code-fold: true
+#| code-summary: "A new network"
 def _draw_weights(model, g):
     "The first weights that PyTorch would give, from a generator of our own."
     for layer in model.modules():
@@ -98,6 +100,7 @@ def _new_network(patterns, vesde, seed, **network):
     model.center = model.data_mean * (far > 2 * unit) # a mean near zero may stay
     return model.to(patterns.device)
 
+# %% ../nbs/10_training.ipynb #traincou
 def _check_counts(**counts):
     "Raises TypeError or ValueError unless all of them are whole numbers above 0."
     for name, n in counts.items():
@@ -116,6 +119,8 @@ def _batches(patterns, vesde, eps, iterations, times, draws, exact_targets, seed
     g = torch.Generator().manual_seed(seed) # on the processor: every device sees the same batches
     ahead = max(1, min(50, 2**20 // (times * draws * patterns.shape[1])))
     known = patterns if exact_targets else None
+    usual = suited_grid(unit_of(patterns, vesde.sigma), vesde.sigma)[1]
+    eps = usual if eps is None else eps
     for i in range(0, iterations, ahead):
         shape = min(ahead, iterations - i), times, draws
         drawn = torch.randint(len(patterns), shape, generator=g, device=g.device)
@@ -124,7 +129,6 @@ def _batches(patterns, vesde, eps, iterations, times, draws, exact_targets, seed
         yield from zip(*batch)
 
 # %% ../nbs/10_training.ipynb #deb7c83e
-@torch.inference_mode(False) # gradients are needed, wherever this is called
 def train_loop(
     train_loader, # the memories: a DataLoader or Dataset (all of its points), a tensor or an array
     vesde: VESDETerms, # the noise process
@@ -147,14 +151,12 @@ def train_loop(
     lr, device = check_number(lr, "lr"), pick_device(device)
     patterns = as_patterns(train_loader).detach().to(device, torch.float32)
     seed = torch.randint(2**31, ()).item() if seed is None else check_seed(seed)
-    with torch.autocast(device.type, enabled=False):
+    with one_thread(), torch.inference_mode(False), torch.autocast(device.type, enabled=False):
         model = _new_network(patterns, vesde, seed, readout=readout, **(network or {}))
-    eps = suited_grid(model.unit, vesde.sigma)[1] if eps is None else eps
-    batches = _batches(patterns, vesde, eps, iterations, times, draws, exact_targets, seed)
-    bar = tqdm(batches, f"training, K = {len(patterns):,}", iterations, unit="step", delay=1)
-    kept = model if average is None else deepcopy(model)
-    optimizer, schedule = _adam(model, lr, iterations, constant=average is not None)
-    with one_thread(), torch.autocast(device.type, enabled=False):
+        batches = _batches(patterns, vesde, eps, iterations, times, draws, exact_targets, seed)
+        bar = tqdm(batches, f"training, K = {len(patterns):,}", iterations, unit="step", delay=1)
+        kept = model if average is None else deepcopy(model)
+        optimizer, schedule = _adam(model, lr, iterations, constant=average is not None)
         for i, (x, t, std, target, weight) in enumerate(bar, 1):
             loss = (weight * (std * model(x, t) - target).square()).mean()
             optimizer.zero_grad()

@@ -149,10 +149,11 @@ def test_a_piece_has_one_thread(tmp_path):
 def test_what_is_kept_stays_as_it_is(tmp_path):
     "Two machines finish one piece: the first counts. One that does not see the folder is silent."
     path = tmp_path / "piece.json"
-    sweeps._keep(path, 1)
-    sweeps._keep(path, 2)
-    sweeps._keep(tmp_path / "elsewhere" / "piece.json", 3)
-    assert path.read_text() == "1" and list(tmp_path.iterdir()) == [path]
+    first, second = (dict(settings={}, numbers=dict(result=n)) for n in (1, 2))
+    sweeps._keep(path, first)
+    sweeps._keep(path, second)
+    sweeps._keep(tmp_path / "elsewhere" / "piece.json", second)
+    assert json.loads(path.read_text()) == first and list(tmp_path.iterdir()) == [path]
 
 def test_a_backend_that_gives_results_at_the_end(tmp_path, monkeypatch):
     def at_the_end(n_jobs, **options):
