@@ -30,6 +30,8 @@ class FourierEmbedding(nn.Module):
         return torch.cat([angle.cos(), angle.sin()], -1)
 
 # %% ../nbs/09_scorenet.ipynb #1f7b7774
+#| code-fold: true
+#| code-summary: "Checks, and what travels with the weights"
 def _check_network(marginal_prob_std, num_layers, *sizes):
     "Raises TypeError or ValueError unless a network of these sizes can be built."
     if not callable(marginal_prob_std):

@@ -97,7 +97,7 @@ def _new_network(patterns, vesde, seed, **network):
     model.data_mean, model.data_cov = moments(patterns)
     unit, far = unit_of(patterns, vesde.sigma), (2 * model.data_mean.square().mean()).sqrt()
     model.unit = torch.full_like(far, unit)
-    model.center = model.data_mean * (far > 2 * unit) # a mean near zero may stay
+    model.center = torch.where(far > 2 * unit, model.data_mean, 0.) # a mean near zero may stay
     return model.to(patterns.device)
 
 # %% ../nbs/10_training.ipynb #traincou
