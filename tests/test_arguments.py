@@ -15,6 +15,7 @@ from amtutorial import (
     data,
     decision,
     digits,
+    experiment,
     likelihood,
     sampling,
     sde,
@@ -124,3 +125,49 @@ def test_all_that_is_random_stands_in_the_table():
                 found.add(name)
     elsewhere = {"run_one", "run_experiment", "digit_piece", "copying_report"}  # in tests of theirs
     none(sorted(found - {name for name, _ in RANDOM} - elsewhere - {"check_seed"}))
+
+
+def test_the_usual_steps_follow_the_unit(monkeypatch):
+    "Of the memories, where they are known; else of what the network says."
+    xi, sde_, asked = 0.02 * XI, sde.VESDETerms(0.5), []
+    model = network()
+    model.unit.fill_(0.03)
+    grid = sampling.time_grid
+    monkeypatch.setattr(sampling, "time_grid", lambda *how: asked.append(how[:2]) or grid(*how))
+    sample(partial(sde.marginal_score, patterns=xi, sigma=0.5), sde_, 2, patterns=xi, device="cpu")
+    sample(model, sde_, 2)
+    units = data.unit_of(xi, 0.5), model.unit
+    assert asked == [sampling.suited_grid(unit, 0.5) for unit in units]
+    assert asked[0] != asked[1] != (50, sde.T_MIN)
+
+
+def test_answers_take_the_precision_of_the_points():
+    "Also of a network whose first parameter is a number that nothing is multiplied with."
+    class Counting(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.steps = torch.nn.Parameter(torch.tensor(3), requires_grad=False)
+            self.layer = torch.nn.Linear(2, 2)
+
+        def forward(self, x, t):
+            return self.layer(x)
+
+    for kind in torch.float32, torch.float64:
+        assert core.as_score(Counting())(XI.to(kind), 0.5).dtype == kind
+
+
+def test_samples_of_the_experiment_have_its_seed():
+    how = dict(iterations=2, cache=False, device="cpu")
+    x = experiment.run_one(3, seed=4, num_samples=5, resolution=5, **how)[1]
+    xi = data.circle_patterns(3, 4)
+    model = training.trained_model(xi, seed=4, **how)
+    g = torch.Generator().manual_seed(4)
+    by_hand = sample(model, sde.VESDETerms(1.0), 5, patterns=xi, generator=g)
+    assert torch.equal(x, by_hand)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_metrics_say_whether_the_cache_was_used(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("AMTUTORIAL_CACHE", str(tmp_path / "cache"))
+    how = dict(iterations=2, quick=True, device="cpu", out=tmp_path / "out")
+    assert experiment.run_experiment([2], cache=cache, **how)["config"]["cache"] is cache

@@ -473,7 +473,7 @@ def test_sizes_of_the_network():
 
 def test_constant_rate_and_average_by_hand():
     "With `average`: Adam at a constant rate, and an average that forgets its first steps."
-    xi, lr, decay, steps = circle_patterns(9), 1e-3, 0.6, 20
+    xi, lr, decay, steps = circle_patterns(9), 1e-2, 0.95, 20
     model = train_loop(xi, SDE, steps, lr, "cpu", seed=4, average=decay)
     live = training._new_network(xi, SDE, 4, readout=True)
     kept = [p.detach().clone() for p in live.parameters()]
