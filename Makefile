@@ -39,7 +39,7 @@ test: $(DEV_ENV) ## run every notebook and all tests
 	$(BIN)/ruff check
 	$(BIN)/python tools/notebooks.py check
 	$(BIN)/nbdev_test --n_workers 2 --timing
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests/test_site.py tests --ignore tests/test_colab.py --ignore tests/slow
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests --ignore tests/test_colab.py --ignore tests/slow
 
 slow: export OMP_NUM_THREADS = 1
 slow: $(DEV_ENV) ## run the slow tests; a part of them with PART=test_load.py
