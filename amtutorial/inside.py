@@ -20,6 +20,7 @@ def jacobian_spectrum(
     "Eigenvalues of the symmetric part of the denoiser's Jacobian (17.1)."
     x, t = as_points(x, batch=True).float(), check_number(t, "t", 1)
     v = check_number(sigma, "sigma")**2 * t
-    denoised = lambda y: y + v * as_score(model)(y[None], torch.tensor(t))[0]
+    score = as_score(model)
+    denoised = lambda y: y + v * score(y[None], torch.tensor(t))[0]
     J = torch.func.vmap(torch.func.jacrev(denoised))(x).detach()
     return torch.linalg.eigvalsh((J + J.mT) / 2).flip(1)

@@ -86,8 +86,8 @@ def compute_landscape(
     learned, on_patterns, on_centers = to_energy(logp.cpu()).split([len(p) for p in parts])
     learned = learned.view_as(X)
     exact = to_energy(marginal_logp(grid, t, xi, sigma)).view_as(X)
-    on = dict(device=device) # for functions; a network takes points to where it is
-    score = lambda x: as_score(score_model)(x.to(**on), torch.tensor(t, **on)).cpu()
+    asked, on = as_score(score_model), dict(device=device)
+    score = lambda x: asked(x.to(**on), torch.tensor(t, **on)).cpu()
     exact_score = lambda x: marginal_score(x, t, xi, sigma)
     minima = []
     for energy, s in (learned, score), (exact, exact_score):

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).resolve().parent.parent
 _spec = importlib.util.spec_from_file_location("notebooks", ROOT / "tools" / "notebooks.py")
 tool = importlib.util.module_from_spec(_spec)
@@ -21,6 +23,10 @@ def refused(f, *args, **kwargs):
     except (TypeError, ValueError) as e:
         return f"{type(e).__name__}: {e}"
     raise AssertionError(f"{getattr(f, '__name__', f)} accepted {args} {kwargs}")
+
+def seeded(seed=0):
+    "A generator of one's own."
+    return torch.Generator().manual_seed(seed)
 
 def call(*args, **kwargs):
     "What Python prints when called with `args`; fails, and shows its words, if it fails."

@@ -17,6 +17,7 @@ import torch
 from hypothesis import assume, given, settings, strategies as st
 from scipy.sparse.csgraph import connected_components
 from scipy.special import ive
+from helpers import seeded
 
 from amtutorial.circle import energy_am, score_am
 from amtutorial.data import (
@@ -56,10 +57,6 @@ settings.register_profile("quick", deadline=None, max_examples=30, derandomize=T
 settings.load_profile("quick")
 
 # Worlds: memories, points near and far, noise; twelve decades of each
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def normal(g, *shape):

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from helpers import refused
+from helpers import refused, seeded
 from numpy.testing import assert_allclose
 
 from amtutorial.data import circle_patterns
@@ -22,10 +22,6 @@ from amtutorial.sde import VESDETerms, marginal_logp, marginal_sample, marginal_
 
 NINE = circle_patterns(9)
 LONE = torch.tensor([[0.6, -0.8]]).double()
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def score_of(memories, sigma=1.0):

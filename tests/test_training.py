@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import refused
+from helpers import refused, seeded
 from numpy.testing import assert_allclose
 from scipy.stats import chi2
 from torch.utils.data import DataLoader, TensorDataset
@@ -31,10 +31,6 @@ from amtutorial.training import (
 SDE = VESDETerms(1.0)
 STD = SDE.marginal_prob_std
 NINE = circle_patterns(9)
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def flat(model):

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from helpers import seeded
 
 from amtutorial.data import circle_patterns, merge_patterns, unit_of
 from amtutorial.sampling import Euler_Maruyama_sampler, memory_shares, suited_grid
@@ -15,10 +16,6 @@ from amtutorial.sde import T_MIN, VESDETerms, marginal_score
 from amtutorial.training import score_error, train_loop, trained_model
 
 NINE = circle_patterns(9)
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 0.01, 0.2, 5.0, 50.0, 1e6])
